@@ -1,0 +1,1 @@
+//! Software cuda library for tests.

@@ -1,0 +1,1 @@
+//! Software nvml library for tests.
