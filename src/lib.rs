@@ -1,1 +1,19 @@
-//! swapserve
+//! swapserve: one Slurm allocation, many language models.
+//!
+//! The folder tree is the architecture; each room's `mod.rs` says what it is for:
+//!
+//! | room | what it is |
+//! | --- | --- |
+//! | [`units`] | the vocabulary every room shares: bytes, time, names, footprints |
+//! | [`config`] | `models.toml` to a checked [`config::Plan`] |
+//! | [`scheduler`] | PURE: who is resident, who goes, who waits |
+//! | [`router`] | the OpenAI-compatible endpoint |
+//! | [`engine`] | what an engine is: launch, readiness, logs |
+//! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
+
+pub mod config;
+pub mod engine;
+pub mod router;
+pub mod scheduler;
+pub mod swap;
+pub mod units;

@@ -1,0 +1,112 @@
+//! The scheduler's port: what it is told and what it asks for. Both serialise, so a journal of a real job replays.
+
+use crate::units::{Bytes, Footprint, MechanismKind, ModelId, RequestId};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use std::time::Duration;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A request for a model arrived and its body has been read.
+    Arrived { request: RequestId, model: ModelId },
+    /// A waiting request's client went away.
+    Cancelled { request: RequestId },
+    /// A dispatched request's last byte was sent, or its client or engine went away: the lease ends.
+    Released { request: RequestId },
+    /// An engine is up, has answered its first request and passed its trial; it is resident.
+    Started { model: ModelId, measure: SwapMeasure },
+    /// An engine could not be started.
+    StartFailed { model: ModelId, fault: EngineFault },
+    /// A swap-out is done; the resources beyond `measure.out` are free, and have been seen to be.
+    SwappedOut { model: ModelId, measure: SwapMeasure },
+    /// A swap-out was refused or failed. `lost`: the engine is gone; else it is resident as before.
+    SwapOutFailed { model: ModelId, fault: EngineFault, lost: bool },
+    /// A swap-in is done; the engine answers.
+    SwappedIn { model: ModelId, measure: SwapMeasure },
+    /// A swap-in failed. `lost`: the engine is gone and its resources free; else it is out as before.
+    SwapInFailed { model: ModelId, fault: EngineFault, lost: bool },
+    /// An engine's process ended by itself; nothing of it holds a resource any more.
+    EngineDied { model: ModelId, fault: EngineFault },
+    /// An engine has been stopped as asked; its resources are free.
+    Stopped { model: ModelId },
+    /// The operator or a peer's API asks for a model to be resident; answered with [`Effect::Answer`].
+    AskIn { ask: u64, model: ModelId },
+    /// The operator asks for a model to be out.
+    AskOut { ask: u64, model: ModelId },
+    /// The operator pins or unpins a model.
+    Pin { model: ModelId, pinned: bool },
+    /// The capacity of the ledgers changed (a stranger's memory on a shared GPU, the job's limit).
+    Capacity { capacity: Footprint },
+    /// The job's end is known or has changed; remaining time from now.
+    JobEnds { remaining: Duration },
+    /// Admission ends for good: waiting requests are rejected with [`Rejection::Draining`], no swap begins.
+    Drain,
+    /// The moment asked for by `next_wake` has come.
+    Wake,
+}
+
+/// Something to carry out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Effect {
+    /// Start the engine; its resident footprint is reserved.
+    Start { model: ModelId },
+    /// Stop the engine and free everything it holds.
+    Stop { model: ModelId },
+    /// Swap the engine out. With `in_flight` requests still open, only a mechanism that keeps streams is asked.
+    SwapOut { model: ModelId, in_flight: u32 },
+    /// Swap the engine in; the bytes are reserved and were seen to be free.
+    SwapIn { model: ModelId },
+    /// Grant the request its lease. `waited`: from arrival; `swapping`: the part of it in which the model swapped in.
+    Dispatch { request: RequestId, model: ModelId, waited: Duration, swapping: Duration },
+    /// Refuse or give up the request.
+    Reject { request: RequestId, reason: Rejection },
+    /// The outcome of [`Event::AskIn`] / [`Event::AskOut`]; `Err` is a sentence for a person.
+    Answer { ask: u64, result: Result<(), String> },
+}
+
+/// Why a request is not served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Rejection {
+    /// The model's queue is at its limit (429); `retry_after` is an estimate, at most 120 s.
+    QueueFull { limit: u32, retry_after: Duration },
+    /// It waited longer than the bound (504).
+    WaitedTooLong { bound: Duration },
+    /// The engine failed and was given up, or broke while the request waited (502).
+    EngineFailed { detail: String },
+    /// The model can never fit what the job has (503).
+    NeverFits { detail: String },
+    /// The run is ending (503, do not retry).
+    Draining,
+    /// The job ends before an answer could be had (503, do not retry).
+    JobEnding { remaining: Duration },
+}
+
+/// What went wrong with an engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EngineFault {
+    /// For people: what was tried, what happened, what to do.
+    pub detail: String,
+    /// Whether starting it again may help; else it is given up at once.
+    pub retry: bool,
+}
+
+/// What a swap (or a start with its trial) measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SwapMeasure {
+    /// How it was or will be swapped.
+    pub mechanism: Option<MechanismKind>,
+    /// What it takes while resident, as measured.
+    pub resident: Footprint,
+    /// What it takes while out, as measured or expected.
+    pub out: Footprint,
+    /// How long this move took.
+    pub took: Duration,
+    /// Bytes that crossed the bus, where known.
+    pub moved: Option<Bytes>,
+    /// The move's phases in order: drain, sleep, lock, checkpoint, freeze, thaw, restore, unlock, wake, first_token…
+    pub phases: SmallVec<[(String, Duration); 8]>,
+}

@@ -1,0 +1,78 @@
+//! How an engine leaves the GPUs and comes back: the mechanisms behind one trait, the trial, the ladder.
+//!
+//! A [`Mechanism`] is the *how*; when and who is the scheduler's. The ladder tries mechanisms in order at the engine's
+//! start (swap out, see the resources free, swap in, get the same greedy answer) and falls to the next one when a
+//! mechanism refuses or fails, at the trial or later in service. Loss is impossible by order: a mechanism that refuses
+//! leaves the engine as it was ([`SwapError::unharmed`]); one that broke the engine says so and it is started again.
+
+use crate::{
+    engine::Engine,
+    units::{Footprint, MechanismKind},
+};
+use async_trait::async_trait;
+use smallvec::SmallVec;
+use std::time::{Duration, Instant};
+
+/// One way to swap an engine. Implementations hold no state of the engine; that is in [`Engine`].
+#[async_trait]
+pub trait Mechanism: Send + Sync {
+    /// Which one it is.
+    fn kind(&self) -> MechanismKind;
+
+    /// Whether it can be tried on this engine at all, cheaply and without touching it: the reason if not.
+    async fn suits(&self, engine: &Engine) -> Result<(), String>;
+
+    /// Swaps the engine out. On return its resources beyond the returned footprint have been seen to be free.
+    async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError>;
+
+    /// Swaps the engine in. On return it answers requests. The caller holds the reservation for the bytes.
+    async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError>;
+}
+
+/// The course of one move: its deadline going in, its phases and bytes coming out.
+#[derive(Debug)]
+pub struct MoveLog {
+    /// When the move counts as failed.
+    pub deadline: Instant,
+    /// Requests still open on the engine.
+    pub in_flight: u32,
+    /// Phases in order, each with its time.
+    pub phases: SmallVec<[(String, Duration); 8]>,
+    /// Bytes that crossed the bus, where the mechanism knows.
+    pub moved: Option<crate::units::Bytes>,
+}
+
+impl MoveLog {
+    /// A move that has until `deadline`.
+    pub fn new(deadline: Instant, in_flight: u32) -> Self {
+        MoveLog { deadline, in_flight, phases: SmallVec::new(), moved: None }
+    }
+
+    /// Runs one phase and notes its time, also when it fails.
+    pub async fn phase<T>(&mut self, name: &str, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let result = work.await;
+        self.phases.push((name.to_owned(), begun.elapsed()));
+        result
+    }
+
+    /// Time left to the deadline.
+    pub fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+/// A swap that did not happen.
+#[derive(Debug, thiserror::Error)]
+#[error("{mechanism}: {stage}: {reason}")]
+pub struct SwapError {
+    /// The mechanism that was tried.
+    pub mechanism: MechanismKind,
+    /// The phase it failed in.
+    pub stage: &'static str,
+    /// What was tried, why it failed, what to do.
+    pub reason: String,
+    /// Whether the engine is as it was before (resident after a failed swap-out, out after a failed swap-in); else it is
+    /// lost and has to be started again.
+    pub unharmed: bool,
+}
