@@ -1,0 +1,72 @@
+//! `cuGetProcAddress`: every exported function by its name without a version.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use crate::api::{Symbol, driver_api, put};
+use crate::error::{Error, Outcome};
+
+/// The functions of every module.
+static TABLES: &[&[Symbol]] = &[
+    crate::init::SYMBOLS,
+    crate::device::SYMBOLS,
+    crate::context::SYMBOLS,
+    crate::memory::SYMBOLS,
+    crate::checkpoint::SYMBOLS,
+    SYMBOLS,
+];
+
+/// Names whose newest variant a program gets only if it asks for at least this version of CUDA.
+const NEWER: &[(&str, c_int, &str)] = &[("cuCtxCreate", 13000, "cuCtxCreate_v4")];
+
+fn find(name: &str) -> Option<*const c_void> {
+    TABLES
+        .iter()
+        .flat_map(|table| table.iter())
+        .find(|symbol| symbol.name == name)
+        .map(|symbol| symbol.address)
+}
+
+fn resolve(name: &str, version: c_int) -> Option<*const c_void> {
+    NEWER
+        .iter()
+        .find(|newer| newer.0 == name && version >= newer.1)
+        .and_then(|newer| find(newer.2))
+        .or_else(|| find(&format!("{name}_v2")))
+        .or_else(|| find(name))
+}
+
+fn look_up(name: *const c_char, out: *mut *const c_void, version: c_int) -> Outcome {
+    if name.is_null() {
+        return Err(Error::INVALID_VALUE);
+    }
+    // SAFETY: not null, and the driver's contract has the caller pass a C string.
+    let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Error::INVALID_VALUE)?;
+    match resolve(name, version) {
+        Some(address) => put(out, address),
+        None => {
+            put(out, std::ptr::null())?;
+            Err(Error::NOT_FOUND)
+        }
+    }
+}
+
+driver_api! {
+    early fn cuGetProcAddress(name: *const c_char, out: *mut *const c_void, version: c_int, _flags: u64) {
+        look_up(name, out, version)
+    }
+
+    early fn cuGetProcAddress_v2(
+        name: *const c_char,
+        out: *mut *const c_void,
+        version: c_int,
+        _flags: u64,
+        status: *mut c_int,
+    ) {
+        let outcome = look_up(name, out, version);
+        if !status.is_null() {
+            // 0: found; 1: no such symbol.
+            put(status, c_int::from(outcome.is_err()))?;
+        }
+        outcome
+    }
+}
