@@ -50,3 +50,9 @@ wait_until() {
     sleep 0.1
   done
 }
+
+# The newest swapserve that cargo built here; empty if there is none.
+newest_build() {
+  find "$SWAPSERVE_ROOT/target/release/swapserve" "$SWAPSERVE_ROOT/target/debug/swapserve" -printf '%T@ %p\n' 2>/dev/null |
+    sort -rn | head -n 1 | cut -d' ' -f2- || true
+}
