@@ -1,0 +1,358 @@
+//! The step: event → scheduler → effects → where they go. Everything here runs on the data path's one thread.
+
+use super::{History, Journal, Order, Report, RunFacts, SwapRow, history, report::EngineView};
+use crate::{
+    config::Plan,
+    scheduler::{Effect, EngineFault, Event, Rejection, Scheduler, SwapMeasure},
+    units::{ModelId, Moment, RequestId},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+/// A lease granted by the scheduler.
+#[derive(Debug)]
+pub struct Grant {
+    /// The model.
+    pub model: ModelId,
+    /// From arrival to dispatch.
+    pub waited: Duration,
+    /// The part of it in which the model was swapped in.
+    pub swapping: Duration,
+}
+
+/// One model, as the core knows it.
+pub(super) struct Slot {
+    pub(super) name: Arc<str>,
+    pub(super) view: Arc<EngineView>,
+    /// True once the engine that leases were given on is gone; a new channel for each engine.
+    lost: watch::Sender<bool>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// The owner of the run's state.
+pub struct Core {
+    pub(super) plan: Arc<Plan>,
+    pub(super) facts: RunFacts,
+    begun: Instant,
+    next_request: Cell<u64>,
+    next_ask: Cell<u64>,
+    state: RefCell<State>,
+    wake_changed: Notify,
+    changed: watch::Sender<u64>,
+}
+
+pub(super) struct State {
+    pub(super) scheduler: Scheduler,
+    pub(super) slots: Vec<Slot>,
+    pub(super) history: History,
+    pub(super) accepting: bool,
+    journal: Option<Journal>,
+    waiting: HashMap<RequestId, oneshot::Sender<Result<Grant, Rejection>>>,
+    asks: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    /// Events that came up while effects were carried out.
+    pending: VecDeque<Event>,
+    effects: Vec<Effect>,
+    wake: Option<Moment>,
+    stepping: bool,
+}
+
+impl Core {
+    /// A core over a scheduler; `orders` reaches the workers, one a model in the plan's order.
+    pub fn new(
+        plan: Arc<Plan>,
+        facts: RunFacts,
+        scheduler: Scheduler,
+        orders: Vec<mpsc::UnboundedSender<Order>>,
+        journal: Option<Journal>,
+    ) -> Rc<Self> {
+        let slots = plan.models.iter().zip(orders).map(|(model, orders)| Slot {
+            name: Arc::from(model.name.as_str()),
+            view: Arc::default(),
+            lost: watch::channel(false).0,
+            orders,
+        });
+        let state = State {
+            scheduler,
+            slots: slots.collect(),
+            history: History::default(),
+            accepting: true,
+            journal,
+            waiting: HashMap::new(),
+            asks: HashMap::new(),
+            pending: VecDeque::new(),
+            effects: Vec::new(),
+            wake: None,
+            stepping: false,
+        };
+        Rc::new(Core {
+            plan,
+            facts,
+            begun: Instant::now(),
+            next_request: Cell::new(1),
+            next_ask: Cell::new(1),
+            state: RefCell::new(state),
+            wake_changed: Notify::new(),
+            changed: watch::channel(0).0,
+        })
+    }
+
+    /// Time since the run began.
+    pub fn now(&self) -> Moment {
+        Moment::after_start(self.begun.elapsed())
+    }
+
+    /// A look at the state; never across an await.
+    pub(super) fn look<T>(&self, at: impl FnOnce(&State) -> T) -> T {
+        at(&self.state.borrow())
+    }
+
+    /// Starts the engines.
+    pub fn boot(&self) {
+        let now = self.now();
+        let mut state = self.state.borrow_mut();
+        let State { scheduler, effects, .. } = &mut *state;
+        scheduler.boot(now, effects);
+        self.carry_out(&mut state, now);
+        self.run_pending(&mut state);
+    }
+
+    /// Tells the scheduler what happened and carries out what it asks for. May be called while effects are being
+    /// carried out (a receiver that is gone gives its lease back): the event then follows in order.
+    pub fn post(&self, event: Event) {
+        let Ok(mut state) = self.state.try_borrow_mut() else {
+            unreachable!("the core is only called between awaits, and carries out effects without calling back");
+        };
+        state.pending.push_back(event);
+        if !state.stepping {
+            self.run_pending(&mut state);
+        }
+    }
+
+    fn run_pending(&self, state: &mut State) {
+        state.stepping = true;
+        while let Some(event) = state.pending.pop_front() {
+            let now = self.now();
+            if let Some(journal) = &mut state.journal {
+                journal.event(now, &event);
+            }
+            if matches!(event, Event::Drain) {
+                state.accepting = false;
+            }
+            let State { scheduler, effects, .. } = &mut *state;
+            scheduler.step(now, event, effects);
+            self.carry_out(state, now);
+        }
+        state.stepping = false;
+    }
+
+    fn carry_out(&self, state: &mut State, now: Moment) {
+        let mut effects = std::mem::take(&mut state.effects);
+        for effect in effects.drain(..) {
+            if let Some(journal) = &mut state.journal {
+                journal.effect(now, &effect);
+            }
+            state.carry_out(effect);
+        }
+        state.effects = effects;
+        let wake = state.scheduler.next_wake();
+        if wake != state.wake {
+            state.wake = wake;
+            self.wake_changed.notify_one();
+        }
+    }
+
+    /// Takes in what a worker reports.
+    pub fn report(&self, report: Report) {
+        match report {
+            Report::Progress { model, view } => self.state.borrow_mut().slots[model.index()].view = Arc::new(view),
+            Report::Event { event, view } => {
+                let now = self.now();
+                let row = {
+                    let mut state = self.state.borrow_mut();
+                    let (model, row) = describe(&event);
+                    let slot = &mut state.slots[model.index()];
+                    slot.view = Arc::new(view);
+                    if engine_is_gone(&event) {
+                        slot.lost.send_replace(true);
+                        slot.lost = watch::channel(false).0;
+                    }
+                    row.map(|row| SwapRow { at_s: history::seconds(now), model: slot.name.clone(), ..row })
+                };
+                if let Some(row) = row {
+                    log_row(&row);
+                    self.state.borrow_mut().history.push(row);
+                }
+                self.post(event);
+            }
+        }
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Resolves each time something that `status` shows may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Puts a request into the scheduler; the receiver resolves to its grant or rejection.
+    pub(super) fn arrive(&self, model: ModelId) -> (RequestId, oneshot::Receiver<Result<Grant, Rejection>>) {
+        let request = RequestId(self.next_request.get());
+        self.next_request.set(request.0 + 1);
+        let (grant, granted) = oneshot::channel();
+        self.state.borrow_mut().waiting.insert(request, grant);
+        self.post(Event::Arrived { request, model });
+        (request, granted)
+    }
+
+    /// Takes a request out of the queue.
+    pub(super) fn cancel(&self, request: RequestId) {
+        self.state.borrow_mut().waiting.remove(&request);
+        self.post(Event::Cancelled { request });
+    }
+
+    /// Asks the scheduler for a model to be in or out; the receiver resolves to the outcome.
+    pub(super) fn ask(&self, event: impl FnOnce(u64) -> Event) -> oneshot::Receiver<Result<(), String>> {
+        let ask = self.next_ask.get();
+        self.next_ask.set(ask + 1);
+        let (answer, answered) = oneshot::channel();
+        self.state.borrow_mut().asks.insert(ask, answer);
+        self.post(event(ask));
+        answered
+    }
+
+    /// Where the engine of a model that was just dispatched to listens, its key, and the sign of its loss.
+    pub(super) fn address(&self, model: ModelId) -> (Arc<EngineView>, watch::Receiver<bool>) {
+        self.look(|state| {
+            let slot = &state.slots[model.index()];
+            (slot.view.clone(), slot.lost.subscribe())
+        })
+    }
+
+    /// Whether requests are still admitted.
+    pub fn accepting(&self) -> bool {
+        self.look(|state| state.accepting)
+    }
+
+    /// Wakes the scheduler when it asked to be woken. Runs for ever.
+    pub async fn keep_time(self: Rc<Self>) {
+        loop {
+            let wake = self.look(|state| state.wake);
+            let changed = self.wake_changed.notified();
+            match wake {
+                None => changed.await,
+                Some(at) => {
+                    let due = self.begun + at.since(Moment::ZERO);
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due.into()) => self.post(Event::Wake),
+                        () = changed => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the journal; what comes after is not noted.
+    pub fn close_journal(&self) {
+        self.state.borrow_mut().journal = None;
+    }
+}
+
+impl State {
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start { model } => self.order(model, Order::Start),
+            Effect::Stop { model } => self.order(model, Order::Stop),
+            Effect::SwapOut { model, in_flight } => self.order(model, Order::SwapOut { in_flight }),
+            Effect::SwapIn { model } => self.order(model, Order::SwapIn),
+            Effect::Dispatch { request, model, waited, swapping } => {
+                let granted = self.waiting.remove(&request).map(|to| to.send(Ok(Grant { model, waited, swapping })));
+                if !matches!(granted, Some(Ok(()))) {
+                    // The client went away in this very moment: nobody will give the lease back but us.
+                    self.pending.push_back(Event::Released { request });
+                }
+            }
+            Effect::Reject { request, reason } => {
+                if let Some(to) = self.waiting.remove(&request) {
+                    // A client that is gone needs no answer.
+                    let _ = to.send(Err(reason));
+                }
+            }
+            Effect::Answer { ask, result } => {
+                if let Some(to) = self.asks.remove(&ask) {
+                    let _ = to.send(result);
+                }
+            }
+        }
+    }
+
+    fn order(&mut self, model: ModelId, order: Order) {
+        if self.slots[model.index()].orders.send(order).is_err() {
+            // The worker's task is gone (it panicked): its engine cannot be moved any more.
+            let detail = format!("the worker of {} is gone; this is a defect, please report it", self.slots[model.index()].name);
+            let fault = EngineFault { detail, retry: false };
+            self.pending.push_back(match order {
+                Order::Start => Event::StartFailed { model, fault },
+                Order::Stop => Event::Stopped { model },
+                Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true },
+                Order::SwapIn => Event::SwapInFailed { model, fault, lost: true },
+            });
+        }
+    }
+}
+
+/// Whether the engine that leases were given on no longer exists after this event.
+fn engine_is_gone(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::EngineDied { .. }
+            | Event::Stopped { .. }
+            | Event::StartFailed { .. }
+            | Event::SwapOutFailed { lost: true, .. }
+            | Event::SwapInFailed { lost: true, .. }
+    )
+}
+
+/// The model an engine event is about and, where it ends a move, its row (without time and name).
+fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
+    let done = |model: &ModelId, direction, measure: &SwapMeasure| {
+        let row = SwapRow {
+            at_s: 0.0,
+            model: Arc::from(""),
+            direction,
+            mechanism: measure.mechanism,
+            seconds: measure.took.as_secs_f64(),
+            moved: measure.moved,
+            phases: history::phases(&measure.phases),
+            fault: None,
+        };
+        (*model, Some(row))
+    };
+    let failed = |model: &ModelId, direction, fault: &EngineFault| {
+        let (model, row) = done(model, direction, &SwapMeasure::default());
+        (model, row.map(|row| SwapRow { fault: Some(fault.detail.clone()), ..row }))
+    };
+    match event {
+        Event::Started { model, measure } => done(model, "start", measure),
+        Event::SwappedOut { model, measure } => done(model, "out", measure),
+        Event::SwappedIn { model, measure } => done(model, "in", measure),
+        Event::StartFailed { model, fault } => failed(model, "start", fault),
+        Event::SwapOutFailed { model, fault, .. } => failed(model, "out", fault),
+        Event::SwapInFailed { model, fault, .. } => failed(model, "in", fault),
+        Event::EngineDied { model, fault } => failed(model, "died", fault),
+        Event::Stopped { model } => (*model, None),
+        other => unreachable!("workers report moves of engines only, not {other:?}"),
+    }
+}
+
+fn log_row(row: &SwapRow) {
+    let mechanism = row.mechanism.map_or("-", crate::units::MechanismKind::name);
+    match &row.fault {
+        None => tracing::info!(model = %row.model, direction = row.direction, mechanism, seconds = row.seconds, "moved"),
+        Some(fault) => tracing::warn!(model = %row.model, direction = row.direction, fault, "move failed"),
+    }
+}

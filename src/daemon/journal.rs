@@ -1,0 +1,91 @@
+//! Events and effects as JSON lines, in the order the scheduler saw them: `{"at":µs,"event":…}`, `{"at":µs,"effect":…}`.
+//!
+//! A journal replays: fed back into a scheduler of the same plan, the events give the same effects. Lines are written by
+//! a thread of their own, so that a slow file system never delays a request; when that thread falls [`BACKLOG`] lines
+//! behind, the journal ends with a line that says so rather than growing without bound.
+
+use crate::{
+    scheduler::{Effect, Event},
+    units::Moment,
+};
+use serde::Serialize;
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+};
+
+/// Lines that may wait to be written.
+const BACKLOG: usize = 65_536;
+
+/// The writing end. Dropping it flushes and closes the file.
+#[derive(Debug)]
+pub struct Journal {
+    lines: Option<SyncSender<String>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    at: Moment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'a Event>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effect: Option<&'a Effect>,
+}
+
+impl Journal {
+    /// Creates (or truncates) the file and starts its writer.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        let (lines, receiver) = sync_channel(BACKLOG);
+        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write_lines(file, &receiver))?;
+        Ok(Journal { lines: Some(lines), writer: Some(writer) })
+    }
+
+    /// Notes an event before the scheduler sees it.
+    pub fn event(&mut self, at: Moment, event: &Event) {
+        self.line(&Line { at, event: Some(event), effect: None });
+    }
+
+    /// Notes an effect that the scheduler asked for.
+    pub fn effect(&mut self, at: Moment, effect: &Effect) {
+        self.line(&Line { at, event: None, effect: Some(effect) });
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        let Some(lines) = &self.lines else { return };
+        let text = serde_json::to_string(line).expect("events and effects serialise");
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(text) {
+            tracing::warn!(backlog = BACKLOG, "the journal's file system is too slow or full: the journal ends here");
+            self.lines = None;
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has nothing left to flush.
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write_lines(file: File, lines: &Receiver<String>) {
+    let mut file = BufWriter::new(file);
+    for line in lines {
+        if let Err(error) = writeln!(file, "{line}") {
+            tracing::warn!(%error, "the journal cannot be written: it ends here");
+            return;
+        }
+    }
+    if let Err(error) = file.flush() {
+        tracing::warn!(%error, "the journal's last lines could not be written");
+    }
+}

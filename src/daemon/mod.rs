@@ -1,0 +1,38 @@
+//! The only loop: events in, effects out.
+//!
+//! ```text
+//!  router ── lease() ──►┌────────── data path: one thread ──────────┐      ┌── work: a few threads ──┐
+//!                       │ Core: Scheduler::step(now, event)         │ Order│ Worker, one a model:    │
+//!  signals, timer ─────►│   Dispatch/Reject ─► the waiting request  │─────►│  owns Engine + Swapper  │
+//!                       │   Start/Stop/SwapOut/SwapIn ──────────────│      │  launch, trial, moves   │
+//!                       │ journal, history, status                  │◄─────│                         │
+//!                       └───────────────────────────────────────────┘Report└─────────────────────────┘
+//! ```
+//!
+//! One thread owns the state: a request for a resident model is admitted, dispatched and forwarded without leaving it,
+//! and nothing locks. Slow work is bracketed by two quick events: an [`Order`] to a model's [`worker`] and the
+//! [`Report`] that comes back. A worker owns its engine alone, so two moves of one engine can never overlap.
+//!
+//! | file | role |
+//! | --- | --- |
+//! | `core` | the step: event → scheduler → effects → where they go |
+//! | `gate` | the router's [`crate::router::gate::Gate`] over the core |
+//! | `worker` | one model's engine, start to stop |
+//! | `journal` | events and effects as JSON lines, replayable |
+//! | `history` | the swaps that happened, for `status` |
+//! | `status` | the run as JSON |
+
+pub mod core;
+mod gate;
+mod history;
+mod journal;
+mod report;
+mod status;
+pub mod worker;
+
+pub use core::{Core, Grant};
+pub use gate::DaemonGate;
+pub use history::{History, SwapRow};
+pub use journal::Journal;
+pub use report::{EngineView, Order, Report, Stage};
+pub use status::RunFacts;

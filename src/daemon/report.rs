@@ -1,0 +1,84 @@
+//! What passes between the core and the workers.
+
+use crate::{router::gate::Upstream, scheduler::Event, units::{MechanismKind, ModelId}};
+use serde::Serialize;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+/// What the core asks of a model's worker. One at a time: the scheduler gives no second order before the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Launch the engine, wait until it answers, try its mechanisms.
+    Start,
+    /// Stop it and free what it holds.
+    Stop,
+    /// Swap it out; `in_flight` requests are still open on it.
+    SwapOut {
+        /// Requests still open on the engine.
+        in_flight: u32,
+    },
+    /// Swap it in.
+    SwapIn,
+}
+
+/// What a worker tells the core.
+#[derive(Debug)]
+pub enum Report {
+    /// Something happened that the scheduler has to know; with what is now known of the engine.
+    Event {
+        /// The event.
+        event: Event,
+        /// The engine after it.
+        view: EngineView,
+    },
+    /// Only the view changed: progress of a start.
+    Progress {
+        /// Whose.
+        model: ModelId,
+        /// The engine now.
+        view: EngineView,
+    },
+}
+
+/// How far a start has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Not started.
+    #[default]
+    Idle,
+    /// The process runs; it does not listen yet.
+    Launched,
+    /// It listens; the first request is being answered.
+    Listening,
+    /// It answered; its mechanisms are being tried.
+    Trial,
+    /// In service.
+    Ready,
+}
+
+/// A copy of what the worker knows of its engine, for routing and for `status`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EngineView {
+    /// How far its start has come.
+    pub stage: Stage,
+    /// Root process.
+    pub pid: Option<i32>,
+    /// Where it listens.
+    #[serde(skip)]
+    pub upstream: Option<Upstream>,
+    /// Its own key.
+    #[serde(skip)]
+    pub key: Option<Arc<str>>,
+    /// How it is swapped.
+    pub mechanism: Option<MechanismKind>,
+    /// Mechanisms that were crossed out, each with the reason.
+    pub crossed: Vec<(MechanismKind, String)>,
+    /// Its log file.
+    pub log: Option<PathBuf>,
+    /// From launch to the first answer, the last time it was started.
+    pub cold_start: Option<Duration>,
+    /// Cores, memory nodes and GPUs it is bound to, for people.
+    pub placement: String,
+    /// Last line of its log while it starts, or the last fault.
+    pub note: String,
+}
