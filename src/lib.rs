@@ -4,6 +4,7 @@
 //!
 //! | room | what it is |
 //! | --- | --- |
+//! | [`cli`] | the command line: one file a verb, exit codes |
 //! | [`units`] | the vocabulary every room shares: bytes, time, names, footprints |
 //! | [`config`] | `models.toml` to a checked [`config::Plan`] |
 //! | [`scheduler`] | PURE: who is resident, who goes, who waits |
@@ -11,6 +12,7 @@
 //! | [`engine`] | what an engine is: launch, readiness, logs |
 //! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod router;
