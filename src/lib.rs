@@ -10,11 +10,13 @@
 //! | [`scheduler`] | PURE: who is resident, who goes, who waits |
 //! | [`router`] | the OpenAI-compatible endpoint |
 //! | [`engine`] | what an engine is: launch, readiness, logs |
+//! | [`gpu`] | the driver and NVML behind one child process |
 //! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
 
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod gpu;
 pub mod router;
 pub mod scheduler;
 pub mod swap;

@@ -16,7 +16,6 @@
     clippy::missing_safety_doc,
     reason = "the driver's manual is the contract of every exported function"
 )]
-#![allow(clippy::disallowed_types, reason = "a library without an owner task needs a mutex")]
 
 mod api;
 mod checkpoint;

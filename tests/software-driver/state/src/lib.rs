@@ -24,7 +24,6 @@
 //!                                                     ▼ restore that fails
 //!                                                   Failed   (lost for good)
 //! ```
-#![allow(clippy::disallowed_types, reason = "the software driver is a library without an owner task")]
 
 pub mod config;
 pub mod faults;

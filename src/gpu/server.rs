@@ -1,0 +1,164 @@
+//! The gpu server's main: reads calls from its socket, runs each in a thread of its own, writes the answers.
+//!
+//! It holds no state of its own, so that one that is killed is replaced at no loss but that of the calls under
+//! way. It ends when its socket does, at once and without clean-up: a driver call that hangs must not keep it.
+
+use std::io::{BufReader, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::capability::Capability;
+use super::driver::{Device, Driver};
+use super::launch::SOCKET;
+use super::nvml::{Nvml, without_nvml};
+use super::protocol::{Answer, Call, Description, Gpu, Numbered, Outcome, Refusal, read_frame, write_frame};
+
+/// The hidden verb: serves calls that arrive on the inherited socket [`SOCKET`] until it is closed. Never returns.
+pub fn main() -> ! {
+    // SAFETY: fcntl only looks whether the number is an open descriptor.
+    if unsafe { libc::fcntl(SOCKET, libc::F_GETFD) } < 0 {
+        eprintln!("gpu-server is started by the daemon, with a socket as descriptor {SOCKET}; there is none");
+        std::process::exit(64);
+    }
+    // SAFETY: the descriptor is open, as just seen, and nothing else in this fresh process owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(SOCKET) };
+    // A broken socket ends the server like a closed one: there is nobody left to tell.
+    let _ = serve(UnixStream::from(socket));
+    // SAFETY: ends the process without running exit handlers, which may wait for a driver call that hangs.
+    unsafe { libc::_exit(0) }
+}
+
+fn serve(socket: UnixStream) -> std::io::Result<()> {
+    let writer = Arc::new(Mutex::new(socket.try_clone()?));
+    let gpus = Arc::new(Gpus::find());
+    let mut reader = BufReader::new(socket);
+    while let Some(Numbered { id, body }) = read_frame::<Numbered<Call>>(&mut reader)? {
+        let (writer, gpus) = (Arc::clone(&writer), Arc::clone(&gpus));
+        std::thread::Builder::new().name("gpu call".to_owned()).spawn(move || {
+            let answer = Numbered { id, body: gpus.answer(body) };
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            // If the daemon is gone, the reader sees the end of the stream.
+            let _ = write_frame(&mut *writer, &answer).and_then(|()| writer.flush());
+        })?;
+    }
+    Ok(())
+}
+
+/// The driver and NVML, each if it is there.
+#[derive(Debug)]
+struct Gpus {
+    driver: Result<Driver, Capability>,
+    devices: Vec<Device>,
+    nvml: Result<Nvml, Capability>,
+}
+
+impl Gpus {
+    fn find() -> Self {
+        let driver = Driver::load();
+        let devices = driver.as_ref().ok().and_then(|driver| driver.devices().ok()).unwrap_or_default();
+        let nvml = Nvml::load(&devices);
+        Self { driver, devices, nvml }
+    }
+
+    fn answer(&self, call: Call) -> Outcome {
+        match call {
+            Call::Ping => Ok(Answer::Done),
+            Call::Describe => Ok(Answer::Description(Box::new(self.describe()))),
+            Call::Lock { pid, timeout_ms } => {
+                self.driver()?.lock(pid, Duration::from_millis(u64::from(timeout_ms))).map(|()| Answer::Done)
+            }
+            Call::Checkpoint { pid } => self.driver()?.checkpoint(pid).map(|()| Answer::Done),
+            Call::Restore { pid } => self.driver()?.restore(pid).map(|()| Answer::Done),
+            Call::Unlock { pid } => self.driver()?.unlock(pid).map(|()| Answer::Done),
+            Call::State { pid } => self.driver()?.state(pid).map(Answer::State),
+            Call::RestoreThread { pid } => self.driver()?.restore_thread(pid).map(Answer::Thread),
+            Call::Memory { gpu } => self.nvml()?.memory(gpu).map(Answer::Memory),
+            Call::Processes => self.nvml()?.processes().map(Answer::Processes),
+            Call::AwaitFree { gpu, bytes, timeout_ms } => {
+                let limit = Duration::from_millis(u64::from(timeout_ms));
+                self.nvml()?.await_free(gpu, bytes, limit).map(Answer::Memory)
+            }
+        }
+    }
+
+    fn driver(&self) -> Result<&Driver, Refusal> {
+        self.driver.as_ref().map_err(unavailable)
+    }
+
+    fn nvml(&self) -> Result<&Nvml, Refusal> {
+        self.nvml.as_ref().map_err(unavailable)
+    }
+
+    fn describe(&self) -> Description {
+        let gpus: Vec<Gpu> = self
+            .devices
+            .iter()
+            .map(|device| {
+                self.nvml.as_ref().map_or_else(|_| without_nvml(device), |nvml| nvml.describe(device))
+            })
+            .collect();
+        let mut capabilities = Vec::new();
+        match &self.driver {
+            Ok(driver) => {
+                capabilities.push(Capability::found("cuda", format!("{} GPU(s)", gpus.len())));
+                capabilities.push(driver.checkpoint_capability());
+            }
+            Err(missing) => {
+                capabilities.push(missing.clone());
+                let reason = format!("no driver: {}", missing.reason);
+                capabilities.push(Capability::missing("checkpoint", reason, missing.remedy.clone()));
+            }
+        }
+        capabilities.push(match &self.nvml {
+            Ok(nvml) => Capability::found("nvml", nvml.driver_version().unwrap_or_default()),
+            Err(missing) => missing.clone(),
+        });
+        capabilities.push(mps(&self.devices));
+        capabilities.push(mig(&gpus));
+        Description {
+            cuda_version: self.driver.as_ref().map_or(0, Driver::version),
+            driver_version: self.nvml.as_ref().ok().and_then(Nvml::driver_version),
+            gpus,
+            capabilities,
+        }
+    }
+}
+
+fn unavailable(missing: &Capability) -> Refusal {
+    Refusal {
+        function: missing.name.clone(),
+        on: "this node".to_owned(),
+        code: 0,
+        name: "unavailable".to_owned(),
+        text: missing.reason.clone(),
+    }
+}
+
+/// The driver's checkpoint does not work under MPS.
+fn mps(devices: &[Device]) -> Capability {
+    let pipes = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").unwrap_or_else(|| "/tmp/nvidia-mps".into());
+    let control = Path::new(&pipes).join("control");
+    if devices.iter().any(|device| device.mps) || control.exists() {
+        let reason = format!("MPS runs ({}), and its clients cannot be checkpointed", control.display());
+        return Capability::missing(
+            "mps",
+            reason,
+            "ask for a GPU without MPS, or stop it: echo quit | nvidia-cuda-mps-control",
+        );
+    }
+    Capability::found("mps", "not in the way")
+}
+
+/// Nor on MIG instances.
+fn mig(gpus: &[Gpu]) -> Capability {
+    let cut: Vec<_> = gpus.iter().filter(|gpu| gpu.mig).map(|gpu| gpu.ordinal.to_string()).collect();
+    if cut.is_empty() {
+        return Capability::found("mig", "not in the way");
+    }
+    let reason =
+        format!("GPU {} is cut into MIG instances, whose processes cannot be checkpointed", cut.join(", "));
+    Capability::missing("mig", reason, "ask for a whole GPU")
+}

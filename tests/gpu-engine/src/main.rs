@@ -1,0 +1,58 @@
+//! An engine for tests: it holds GPU memory through whatever `libcuda.so.1` the loader finds, and every answer is
+//! computed from what lies in that memory, so that a swap that loses a byte shows.
+//!
+//! ```text
+//! gpu-engine --port 8000 --model alpha --weights 4GiB [--cache 1GiB] [--workers 2] [--managed] [--imported] [--ipc]
+//! ```
+//!
+//! | option | effect |
+//! | --- | --- |
+//! | `--weights`, `--cache` | device memory; the cache is what `/sleep` gives up and `/wake_up` takes again |
+//! | `--workers N` | N child processes that hold as much each, as tensor-parallel ranks do |
+//! | `--managed` | the weights are managed memory (UVM) |
+//! | `--imported` | a worker imports 64 MiB that this process exports as a file descriptor |
+//! | `--ipc` | a worker maps 64 MiB that this process shares by a legacy IPC handle |
+//! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |
+//!
+//! Routes: `/health`, `/v1/models`, `/v1/completions`, `/v1/chat/completions` (also streamed), `/check` (every byte),
+//! `/sleep`, `/wake_up`, `/is_sleeping`.
+
+#![allow(
+    clippy::macro_metavars_in_unsafe,
+    reason = "cuda_call! is the unsafe block of a crate that is all driver calls"
+)]
+
+mod cuda;
+mod http;
+mod memory;
+mod options;
+mod shared;
+mod workers;
+
+use std::sync::{Arc, Mutex};
+
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("gpu-engine: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), String> {
+    let options = options::Options::from_arguments(std::env::args().skip(1))?;
+    let cuda = cuda::Cuda::load()?;
+    cuda.use_device(0)?;
+    let held = memory::Held::allocate(&cuda, &options)?;
+    let shared =
+        if options.worker { shared::join(&cuda, &options)? } else { shared::offer(&cuda, &options)? };
+    let workers = workers::Workers::start(&options, &shared)?;
+    if options.print_maps {
+        shared::print_maps();
+    }
+    eprintln!("gpu-engine {}: {} bytes held, {} workers", std::process::id(), held.bytes(), workers.count());
+    if options.worker {
+        return workers::wait_for_parent(&cuda, &held);
+    }
+    let engine = http::Engine { options, cuda, held: Mutex::new(held), workers: Mutex::new(workers) };
+    http::serve(&Arc::new(engine))
+}

@@ -1,0 +1,69 @@
+//! The command line.
+
+/// What the engine is to hold and where it listens.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// TCP port on 127.0.0.1; 0 takes a free one and prints it.
+    pub port: u16,
+    /// Name in `/v1/models`; also what its memory is filled by.
+    pub model: String,
+    /// Bytes that stay through a sleep.
+    pub weights: u64,
+    /// Bytes that a sleep gives up.
+    pub cache: u64,
+    /// Child processes that hold as much.
+    pub workers: u32,
+    /// Weights in managed memory.
+    pub managed: bool,
+    /// A worker imports memory by file descriptor.
+    pub imported: bool,
+    /// A worker maps memory by legacy IPC handle.
+    pub ipc: bool,
+    /// Print NVIDIA descriptors and mappings.
+    pub print_maps: bool,
+    /// This process is a worker.
+    pub worker: bool,
+    /// In a worker: the descriptor to import.
+    pub import_fd: Option<i32>,
+    /// In a worker: the legacy IPC handle in hexadecimal.
+    pub import_handle: Option<String>,
+}
+
+impl Options {
+    /// Understands `--key value` and `--flag`.
+    pub fn from_arguments(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self { model: "gpu-engine".to_owned(), weights: 64 << 20, ..Self::default() };
+        let mut arguments = arguments;
+        while let Some(key) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{key} needs a value"));
+            match key.as_str() {
+                "--port" => options.port = number(&value()?)? as u16,
+                "--model" => options.model = value()?,
+                "--weights" => options.weights = number(&value()?)?,
+                "--cache" => options.cache = number(&value()?)?,
+                "--workers" => options.workers = number(&value()?)? as u32,
+                "--managed" => options.managed = true,
+                "--imported" => options.imported = true,
+                "--ipc" => options.ipc = true,
+                "--print-maps" => options.print_maps = true,
+                "--worker" => options.worker = true,
+                "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
+                "--import-handle" => options.import_handle = Some(value()?),
+                _ => return Err(format!("unknown option {key}")),
+            }
+        }
+        if (options.imported || options.ipc) && options.workers == 0 {
+            options.workers = 1;
+        }
+        Ok(options)
+    }
+}
+
+/// A number, with `KiB`, `MiB` or `GiB` behind it if wanted.
+fn number(text: &str) -> Result<u64, String> {
+    let (digits, shift) = [("KiB", 10), ("MiB", 20), ("GiB", 30)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
+        .unwrap_or((text, 0));
+    digits.trim().parse::<u64>().map(|number| number << shift).map_err(|error| format!("{text}: {error}"))
+}

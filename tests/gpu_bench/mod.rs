@@ -1,0 +1,165 @@
+//! A place to test what drives GPUs: the software driver, or with `SWAPSERVE_TEST_GPU=real` the machine's own.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use software_gpu::config::{Gpu, Machine};
+use software_gpu::lab::{self, Lab};
+use swapserve::gpu::GpuClient;
+use swapserve::gpu::launch::ServerCommand;
+
+/// GiB of a software GPU.
+const GIB: u64 = 1 << 30;
+
+/// Where a test runs.
+pub struct Bench {
+    lab: Option<Lab>,
+}
+
+impl Bench {
+    /// The software driver with `gpus` GPUs of 1 GiB; nothing when tests run on a real GPU, for tests that
+    /// inject faults or need a machine of a certain shape.
+    pub fn software(gpus: usize) -> Option<Self> {
+        let gpu = Gpu { bytes: GIB, node: None };
+        (!real())
+            .then(|| Self::on(Machine { gpus: vec![gpu; gpus], context: 16 << 20, ..Machine::default() }))
+    }
+
+    /// The software driver with one GPU of 1 GiB, or the real one.
+    pub fn any() -> Self {
+        Self::software(1).unwrap_or(Self { lab: None })
+    }
+
+    /// That software machine.
+    pub fn on(machine: Machine) -> Self {
+        Self { lab: Some(Lab::with(machine).expect("a temporary folder can be made")) }
+    }
+
+    /// The software machine, if it is one.
+    pub fn lab(&self) -> Option<&Lab> {
+        self.lab.as_ref()
+    }
+
+    /// Replaces the faults to inject.
+    pub fn set_faults(&self, lines: &str) {
+        let lab = self.lab.as_ref().expect("faults are for the software driver");
+        lab.set_faults(lines).expect("the shared folder is writable");
+    }
+
+    /// What children need in their environment.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.lab.as_ref().map(Lab::environment).unwrap_or_default()
+    }
+
+    /// A gpu server.
+    pub fn server(&self) -> GpuClient {
+        self.server_with(&[])
+    }
+
+    /// A gpu server with more variables.
+    pub fn server_with(&self, more: &[(&str, &str)]) -> GpuClient {
+        let mut command = self.server_command();
+        command.environment.extend(more.iter().map(|(name, value)| (name.into(), value.into())));
+        GpuClient::start(command)
+    }
+
+    /// Another program in the gpu server's place.
+    pub fn server_program(&self, program: &str) -> GpuClient {
+        GpuClient::start(ServerCommand { program: program.into(), ..self.server_command() })
+    }
+
+    fn server_command(&self) -> ServerCommand {
+        ServerCommand {
+            program: env!("CARGO_BIN_EXE_swapserve").into(),
+            arguments: vec!["gpu-server".into()],
+            environment: self
+                .environment()
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        }
+    }
+
+    /// The program of the test engine.
+    pub fn engine_program() -> PathBuf {
+        lab::build(&["gpu-engine"]).join("gpu-engine")
+    }
+
+    /// A test engine that holds its memory and listens.
+    pub fn engine(&self, arguments: &[&str]) -> TestEngine {
+        let mut child = Command::new(Self::engine_program())
+            .args(arguments)
+            .envs(self.environment())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the test engine starts");
+        let output = child.stdout.take().expect("its output is piped");
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).expect("it prints a line");
+        let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
+        TestEngine { port: port.unwrap_or_else(|| panic!("no port in {line:?}")), child }
+    }
+}
+
+/// Whether tests are to run on the machine's own GPU.
+pub fn real() -> bool {
+    std::env::var("SWAPSERVE_TEST_GPU").is_ok_and(|value| value == "real")
+}
+
+/// A running test engine; it ends with this value.
+pub struct TestEngine {
+    child: Child,
+    port: u16,
+}
+
+impl TestEngine {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Its TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Has it check every byte of its memory, its workers' too.
+    pub fn check(&self) {
+        let (status, body) = self.request("GET", "/check", "").expect("the engine answers");
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// One request, at most ten seconds.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: engine\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let status = text.split_whitespace().nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+        Ok((status, body))
+    }
+}
+
+impl Drop for TestEngine {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
