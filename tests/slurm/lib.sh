@@ -3,7 +3,7 @@
 
 SLURM_TEMPLATES=$SWAPSERVE_ROOT/slurm
 CLIENTS=$SWAPSERVE_ROOT/examples/clients
-export CONFIG=$SWAPSERVE_ROOT/tests/slurm/models.toml
+export SWAPSERVE_CONFIG=$SWAPSERVE_ROOT/tests/slurm/models.toml
 
 # Small enough for two jobs at once on the development cluster; options given to `submit` win over these.
 SMALL=(--cpus-per-task=1 --mem=1200M --time=4)

@@ -5,7 +5,7 @@ finish 120
 expect_state FAILED 5:0
 nothing_left
 
-CONFIG=$WORK/missing.toml submit server-client.sbatch -- "$WORK/ask.sh"
+SWAPSERVE_CONFIG=$WORK/missing.toml submit server-client.sbatch -- "$WORK/ask.sh"
 finish 60
 expect_state FAILED
 expect_output missing.toml
