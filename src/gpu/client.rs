@@ -154,10 +154,20 @@ impl GpuClient {
     /// # Errors
     /// [`GpuError`].
     pub async fn process_memory(&self) -> Result<Vec<ProcessMemory>, GpuError> {
-        match self.call(Call::Processes, GLANCE).await? {
-            Answer::Processes(list) => Ok(list),
-            other => Err(mismatch(&other)),
-        }
+        self.list(Call::Processes, GLANCE).await
+    }
+
+    /// Waits until none of these processes holds GPU memory by NVML, at most `limit`; what they still hold.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub async fn wait_released(
+        &self,
+        pids: Vec<i32>,
+        limit: Duration,
+    ) -> Result<Vec<ProcessMemory>, GpuError> {
+        let timeout_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        self.list(Call::AwaitReleased { pids, timeout_ms }, limit + GLANCE).await
     }
 
     /// Waits until `bytes` are free on a GPU by NVML, at most `limit`; the memory as last seen, which the caller
@@ -173,6 +183,13 @@ impl GpuClient {
     async fn gpu_memory(&self, call: Call, limit: Duration) -> Result<GpuMemory, GpuError> {
         match self.call(call, limit).await? {
             Answer::Memory(memory) => Ok(memory),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    async fn list(&self, call: Call, limit: Duration) -> Result<Vec<ProcessMemory>, GpuError> {
+        match self.call(call, limit).await? {
+            Answer::Processes(list) => Ok(list),
             other => Err(mismatch(&other)),
         }
     }

@@ -102,20 +102,45 @@ impl Nvml {
     /// # Errors
     /// NVML's refusal.
     pub fn await_free(&self, gpu: u32, bytes: u64, limit: Duration) -> Result<GpuMemory, Refusal> {
-        let begun = Instant::now();
-        let mut step = FIRST_STEP;
-        loop {
-            let memory = self.memory(gpu)?;
-            if memory.free >= bytes || begun.elapsed() >= limit {
-                return Ok(memory);
-            }
-            std::thread::sleep(step);
-            step = (step * 2).min(LONGEST_STEP);
-        }
+        look_until(limit, || self.memory(gpu), |memory| memory.free >= bytes)
+    }
+
+    /// Waits until none of `pids` holds memory, or `limit` has passed; what they still hold. A process for which
+    /// NVML has no number counts as holding nothing.
+    ///
+    /// # Errors
+    /// NVML's refusal.
+    pub fn await_released(&self, pids: &[i32], limit: Duration) -> Result<Vec<ProcessMemory>, Refusal> {
+        let held = || {
+            let mut list = self.processes()?;
+            list.retain(|process| {
+                pids.contains(&process.pid) && process.bytes.is_some_and(|bytes| bytes > 0)
+            });
+            Ok(list)
+        };
+        look_until(limit, held, Vec::is_empty)
     }
 
     fn index(&self, gpu: u32) -> Result<u32, NvmlError> {
         self.indices.get(gpu as usize).copied().flatten().ok_or(NvmlError::NotFound)
+    }
+}
+
+/// Looks again and again, in short steps, until what is seen is `enough` or `limit` has passed.
+fn look_until<T>(
+    limit: Duration,
+    look: impl Fn() -> Result<T, Refusal>,
+    enough: impl Fn(&T) -> bool,
+) -> Result<T, Refusal> {
+    let begun = Instant::now();
+    let mut step = FIRST_STEP;
+    loop {
+        let seen = look()?;
+        if enough(&seen) || begun.elapsed() >= limit {
+            return Ok(seen);
+        }
+        std::thread::sleep(step);
+        step = (step * 2).min(LONGEST_STEP);
     }
 }
 

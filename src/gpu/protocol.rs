@@ -68,6 +68,13 @@ pub enum Call {
     },
     /// Memory of every process on every GPU, by NVML.
     Processes,
+    /// Waits until none of these processes holds memory by NVML; answers with what is still held.
+    AwaitReleased {
+        /// The processes.
+        pids: Vec<i32>,
+        /// When to stop waiting.
+        timeout_ms: u32,
+    },
     /// Waits until a GPU has that many bytes free by NVML; answers with its memory either way.
     AwaitFree {
         /// CUDA ordinal.
@@ -93,6 +100,7 @@ impl Call {
             Self::RestoreThread { .. } => "restore thread",
             Self::Memory { .. } => "memory",
             Self::Processes => "processes",
+            Self::AwaitReleased { .. } => "wait for released memory",
             Self::AwaitFree { .. } => "wait for free memory",
         }
     }
@@ -112,7 +120,7 @@ pub enum Answer {
     Thread(i32),
     /// To [`Call::Memory`] and [`Call::AwaitFree`].
     Memory(GpuMemory),
-    /// To [`Call::Processes`].
+    /// To [`Call::Processes`] and [`Call::AwaitReleased`].
     Processes(Vec<ProcessMemory>),
 }
 

@@ -77,6 +77,10 @@ impl Gpus {
             Call::RestoreThread { pid } => self.driver()?.restore_thread(pid).map(Answer::Thread),
             Call::Memory { gpu } => self.nvml()?.memory(gpu).map(Answer::Memory),
             Call::Processes => self.nvml()?.processes().map(Answer::Processes),
+            Call::AwaitReleased { pids, timeout_ms } => {
+                let limit = Duration::from_millis(u64::from(timeout_ms));
+                self.nvml()?.await_released(&pids, limit).map(Answer::Processes)
+            }
             Call::AwaitFree { gpu, bytes, timeout_ms } => {
                 let limit = Duration::from_millis(u64::from(timeout_ms));
                 self.nvml()?.await_free(gpu, bytes, limit).map(Answer::Memory)

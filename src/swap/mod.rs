@@ -5,6 +5,8 @@
 //! mechanism refuses or fails, at the trial or later in service. Loss is impossible by order: a mechanism that refuses
 //! leaves the engine as it was ([`SwapError::unharmed`]); one that broke the engine says so and it is started again.
 
+pub mod checkpoint;
+
 use crate::{
     engine::Engine,
     units::{Footprint, MechanismKind},

@@ -72,9 +72,14 @@ impl Bench {
         GpuClient::start(ServerCommand { program: program.into(), ..self.server_command() })
     }
 
-    fn server_command(&self) -> ServerCommand {
+    /// How a gpu server is started here: the program that cargo built, or the one that `SWAPSERVE_TEST_PROGRAM`
+    /// names where there is no cargo.
+    pub fn server_command(&self) -> ServerCommand {
         ServerCommand {
-            program: env!("CARGO_BIN_EXE_swapserve").into(),
+            program: std::env::var_os("SWAPSERVE_TEST_PROGRAM")
+                .or(option_env!("CARGO_BIN_EXE_swapserve").map(Into::into))
+                .expect("cargo names the program in tests and benches")
+                .into(),
             arguments: vec!["gpu-server".into()],
             environment: self
                 .environment()
@@ -84,9 +89,12 @@ impl Bench {
         }
     }
 
-    /// The program of the test engine.
+    /// The program of the test engine: built, or named by `SWAPSERVE_TEST_ENGINE` where there is no cargo.
     pub fn engine_program() -> PathBuf {
-        lab::build(&["gpu-engine"]).join("gpu-engine")
+        match std::env::var_os("SWAPSERVE_TEST_ENGINE") {
+            Some(path) => path.into(),
+            None => lab::build(&["gpu-engine"]).join("gpu-engine"),
+        }
     }
 
     /// A test engine that holds its memory and listens.

@@ -34,6 +34,8 @@ functions! {
     cuMemAllocManaged(*mut u64, usize, c_uint);
     cuMemFree_v2(u64);
     cuMemsetD32_v2(u64, c_uint, usize);
+    cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
+    cuMemcpyHtoD_v2(u64, *const c_void, usize);
     cuMemcpyDtoH_v2(*mut c_void, u64, usize);
     cuMemCreate(*mut u64, usize, *const AllocationProperties, u64);
     cuMemAddressReserve(*mut u64, usize, usize, u64, u64);

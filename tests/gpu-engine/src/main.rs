@@ -12,6 +12,7 @@
 //! | `--managed` | the weights are managed memory (UVM) |
 //! | `--imported` | a worker imports 64 MiB that this process exports as a file descriptor |
 //! | `--ipc` | a worker maps 64 MiB that this process shares by a legacy IPC handle |
+//! | `--bus` | serves nothing: prints the speed of pinned copies as JSON and ends |
 //! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |
 //!
 //! Routes: `/health`, `/v1/models`, `/v1/completions`, `/v1/chat/completions` (also streamed), `/check` (every byte),
@@ -22,6 +23,7 @@
     reason = "cuda_call! is the unsafe block of a crate that is all driver calls"
 )]
 
+mod bus;
 mod cuda;
 mod http;
 mod memory;
@@ -42,6 +44,9 @@ fn run() -> Result<(), String> {
     let options = options::Options::from_arguments(std::env::args().skip(1))?;
     let cuda = cuda::Cuda::load()?;
     cuda.use_device(0)?;
+    if options.bus {
+        return bus::measure(&cuda);
+    }
     let held = memory::Held::allocate(&cuda, &options)?;
     let shared =
         if options.worker { shared::join(&cuda, &options)? } else { shared::offer(&cuda, &options)? };

@@ -21,6 +21,8 @@ pub struct Options {
     pub ipc: bool,
     /// Print NVIDIA descriptors and mappings.
     pub print_maps: bool,
+    /// Measure the bus and end.
+    pub bus: bool,
     /// This process is a worker.
     pub worker: bool,
     /// In a worker: the descriptor to import.
@@ -46,6 +48,7 @@ impl Options {
                 "--imported" => options.imported = true,
                 "--ipc" => options.ipc = true,
                 "--print-maps" => options.print_maps = true,
+                "--bus" => options.bus = true,
                 "--worker" => options.worker = true,
                 "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
                 "--import-handle" => options.import_handle = Some(value()?),
