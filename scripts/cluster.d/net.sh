@@ -10,7 +10,10 @@ node_address() { echo "$SUBNET.$((10 + $1))"; }
 can_netns() {
   ip netns add swsrv-probe 2>/dev/null || return 1
   local ok=0
-  ip link add swsrvp0 type veth peer name swsrvp1 netns swsrv-probe 2>/dev/null || ok=1
+  {
+    ip -n swsrv-probe link set lo up &&
+      ip link add swsrvp0 type veth peer name swsrvp1 netns swsrv-probe
+  } 2>/dev/null || ok=1
   ip netns del swsrv-probe
   return "$ok"
 }
