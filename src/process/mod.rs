@@ -1,0 +1,35 @@
+//! Processes: how they are started, known, frozen and ended.
+//!
+//! A job must leave nothing behind, whatever the site's tracker does: under `proctrack/linuxproc` and
+//! `proctrack/pgid` a process that called `setsid` outlives its step. So this room trusts only what the
+//! kernel guarantees:
+//!
+//! * [`Spawner`]: one thread that never ends forks every child, because `PR_SET_PDEATHSIG` fires when the
+//!   *thread* that forked is gone (prctl(2)), not when the process is.
+//! * [`Child`]: pid, pidfd, start time, and the exit status as a future; reaped by its own pid, never by
+//!   `waitpid(-1)`, which would steal the statuses of other waiters.
+//! * [`Tree`]: the whole tree of an engine. A pid is only ever used together with its start time
+//!   ([`ProcId`]), so a recycled number is never mistaken for the process it once was.
+//! * [`stop`]: TERM, grace, KILL, to the whole tree, until a new look at `/proc` finds nobody.
+//!
+//! What a stranger may touch: [`Launch`] for what a child is given; the others for how it lives.
+//! Nothing in this room knows what an engine is.
+
+mod child;
+mod handle;
+mod launch;
+mod spawner;
+mod stat;
+mod stop;
+mod tree;
+
+pub use child::Child;
+pub use handle::Handle;
+pub use launch::{Group, Launch, Output, Stdin};
+pub use spawner::{SpawnError, Spawner};
+pub use stat::{ProcFs, ProcId, Stat, State};
+pub use stop::{Ended, How, StopReport, stop};
+pub use tree::{Marker, Tree};
+
+#[cfg(test)]
+mod tests;
