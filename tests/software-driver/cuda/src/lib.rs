@@ -6,6 +6,8 @@
 //! | `session` | what this process knows: its record, its visible GPUs, its restore thread |
 //! | `error` | result codes, their names |
 //! | `init`, `device`, `context`, `memory` | the plain driver API |
+//! | `vmm` | physical memory, address ranges, mappings, shareable handles |
+//! | `stream`, `module` | streams, events, kernels |
 //! | `checkpoint` | `cuCheckpointProcess*` |
 //! | `lookup` | `cuGetProcAddress` over every module's `SYMBOLS` |
 //!
@@ -25,4 +27,7 @@ mod error;
 mod init;
 mod lookup;
 mod memory;
+mod module;
 mod session;
+mod stream;
+mod vmm;

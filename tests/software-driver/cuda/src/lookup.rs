@@ -11,6 +11,9 @@ static TABLES: &[&[Symbol]] = &[
     crate::device::SYMBOLS,
     crate::context::SYMBOLS,
     crate::memory::SYMBOLS,
+    crate::vmm::SYMBOLS,
+    crate::stream::SYMBOLS,
+    crate::module::SYMBOLS,
     crate::checkpoint::SYMBOLS,
     SYMBOLS,
 ];

@@ -73,7 +73,7 @@ fn free(pointer: u64) -> Outcome {
     Ok(())
 }
 
-fn copy(to: u64, from: u64, bytes: usize) -> Outcome {
+pub(crate) fn copy(to: u64, from: u64, bytes: usize) -> Outcome {
     if bytes > 0 && (to == 0 || from == 0) {
         return Err(Error::INVALID_VALUE);
     }
@@ -83,7 +83,7 @@ fn copy(to: u64, from: u64, bytes: usize) -> Outcome {
     Ok(())
 }
 
-fn fill<T: Copy>(to: u64, value: T, count: usize) -> Outcome {
+pub(crate) fn fill<T: Copy>(to: u64, value: T, count: usize) -> Outcome {
     if to == 0 || !(to as usize).is_multiple_of(align_of::<T>()) {
         return Err(Error::INVALID_VALUE);
     }

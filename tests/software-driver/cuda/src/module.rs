@@ -1,0 +1,106 @@
+//! Modules and kernels. No code is run: a kernel is known by its name, and done in Rust.
+//!
+//! | kernel | does |
+//! | --- | --- |
+//! | `swapserve_digest` | digests of 2 MiB blocks |
+//! | `add_one` | `(words: *u32, count: u64)`: adds one to each word; for test engines |
+
+use std::ffi::{CStr, c_char, c_uint, c_void};
+
+use crate::api::{driver_api, put};
+use crate::context::current_gpu;
+use crate::error::{Error, Outcome};
+
+#[path = "../../../../src/gpu/digest/reference.rs"]
+mod reference;
+
+/// Kernels by name; the handle of entry `n` is `n + 1`.
+const KERNELS: &[(&CStr, Kernel)] = &[(c"swapserve_digest", digest), (c"add_one", add_one)];
+
+/// Handle of the one module there is.
+const MODULE: usize = 0x700;
+
+/// Does a kernel's work for a grid of that many thread blocks.
+type Kernel = fn(grid: usize, parameters: &Parameters) -> Outcome;
+
+/// The array of pointers to parameters that a launch gives.
+#[derive(Debug)]
+struct Parameters(*const *const c_void);
+
+impl Parameters {
+    /// Parameter number `at`; every one here has 64 bits.
+    fn word(&self, at: usize) -> u64 {
+        // SAFETY: the launch's contract: as many pointers as the kernel has parameters, each to its value.
+        unsafe { (*self.0.add(at)).cast::<u64>().read_unaligned() }
+    }
+}
+
+fn digest(grid: usize, parameters: &Parameters) -> Outcome {
+    let (base, out) = (parameters.word(0), parameters.word(1));
+    let key = [parameters.word(2), parameters.word(3)];
+    for block in 0..grid {
+        let address = base + (block * reference::BLOCK) as u64;
+        // SAFETY: device addresses are addresses of this process, mapped or the program is at fault.
+        let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, reference::BLOCK) };
+        let digest = reference::digest(bytes, key);
+        // SAFETY: the program's buffer holds a digest for every block.
+        unsafe { (out as *mut reference::Digest).add(block).write_unaligned(digest) };
+    }
+    Ok(())
+}
+
+fn add_one(_grid: usize, parameters: &Parameters) -> Outcome {
+    let (base, count) = (parameters.word(0), parameters.word(1) as usize);
+    // SAFETY: the program owns that many words of its device memory.
+    let words = unsafe { std::slice::from_raw_parts_mut(base as *mut u32, count) };
+    words.iter_mut().for_each(|word| *word = word.wrapping_add(1));
+    Ok(())
+}
+
+fn launch(function: *mut c_void, grid: usize, parameters: *const *const c_void) -> Outcome {
+    current_gpu()?;
+    let kernel = (function as usize).checked_sub(1).and_then(|at| KERNELS.get(at));
+    let (_, kernel) = kernel.ok_or(Error::INVALID_HANDLE)?;
+    if parameters.is_null() || grid == 0 {
+        return Err(Error::INVALID_VALUE);
+    }
+    kernel(grid, &Parameters(parameters))
+}
+
+driver_api! {
+    gated fn cuModuleLoadData(out: *mut *mut c_void, image: *const c_void) {
+        current_gpu()?;
+        if image.is_null() {
+            return Err(Error::INVALID_IMAGE);
+        }
+        put(out, MODULE as *mut c_void)
+    }
+
+    gated fn cuModuleUnload(_module: *mut c_void) { Ok(()) }
+
+    gated fn cuModuleGetFunction(out: *mut *mut c_void, _module: *mut c_void, name: *const c_char) {
+        if name.is_null() {
+            return Err(Error::INVALID_VALUE);
+        }
+        // SAFETY: not null, and the driver's contract has the caller pass a C string.
+        let name = unsafe { CStr::from_ptr(name) };
+        let at = KERNELS.iter().position(|kernel| kernel.0 == name).ok_or(Error::NOT_FOUND)?;
+        put(out, (at + 1) as *mut c_void)
+    }
+
+    gated fn cuLaunchKernel(
+        function: *mut c_void,
+        grid_x: c_uint,
+        _grid_y: c_uint,
+        _grid_z: c_uint,
+        _block_x: c_uint,
+        _block_y: c_uint,
+        _block_z: c_uint,
+        _shared: c_uint,
+        _stream: *mut c_void,
+        parameters: *const *const c_void,
+        _extra: *const *const c_void,
+    ) {
+        launch(function, grid_x as usize, parameters)
+    }
+}
