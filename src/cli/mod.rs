@@ -16,6 +16,8 @@ pub mod error;
 pub mod exit;
 mod man;
 pub mod output;
+mod schema;
+mod validate;
 
 pub use args::{Cli, Command, Globals};
 pub use error::Error;
@@ -56,8 +58,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     })
 }
 
-fn dispatch(command: Command, _globals: &Globals) -> Outcome {
+fn dispatch(command: Command, globals: &Globals) -> Outcome {
     match command {
+        Command::Validate(args) => validate::execute(&args, globals),
+        Command::Schema => schema::execute(),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),
         // The verbs of a running service.
@@ -70,9 +74,7 @@ fn dispatch(command: Command, _globals: &Globals) -> Outcome {
         | Command::Logs(_)
         | Command::Env(_)
         | Command::Doctor
-        | Command::Stop(_)
-        | Command::Validate(_)
-        | Command::Schema => Err(Error::new(Exit::Unavailable, "this build has no service yet")),
+        | Command::Stop(_) => Err(Error::new(Exit::Unavailable, "this build has no service yet")),
     }
 }
 

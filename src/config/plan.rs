@@ -41,14 +41,19 @@ pub struct ModelPlan {
     pub aliases: Vec<String>,
     /// The kind of engine.
     pub engine: Preset,
-    /// Program and arguments, as templates; the preset's own where the config gives none.
+    /// Program and arguments, as templates: the preset's program (or the config's `command`), then the preset's options.
     pub command: Vec<String>,
     /// Path or identifier of the weights; empty where the engine needs none.
     pub model: String,
     /// Arguments appended to the command, as templates.
     pub args: Vec<String>,
-    /// Environment added to the engine's own, as templates.
+    /// Environment added to the engine's own, as templates: the preset's, then the config's.
     pub env: BTreeMap<String, String>,
+    /// Files that the engine reads at its start, as templates, by their name in its run directory; mode 0600.
+    pub files: BTreeMap<String, String>,
+    /// The name that the engine itself answers to; where it differs from the one requested, the router writes this one
+    /// into the request.
+    pub served_as: String,
     /// GPUs the engine uses; 0 is a CPU engine.
     pub gpus: u32,
     /// GPU memory the engine may take on each of its GPUs.
@@ -83,9 +88,9 @@ pub struct ModelPlan {
     pub health_path: String,
     /// What kind of one-token request proves readiness.
     pub probe: Probe,
-    /// Whether the engine can listen on a Unix socket (`{{ socket }}` appears in its command).
+    /// Whether the engine listens on a Unix socket (`{{ socket }}` appears in its command or environment).
     pub unix_socket: bool,
-    /// Whether the engine checks a key of its own (`{{ api_key }}` appears in its command or environment).
+    /// Whether the engine checks a key of its own (`{{ api_key }}` appears in its command, environment or files).
     pub api_key: bool,
 }
 
@@ -169,7 +174,7 @@ pub struct SchedulerPlan {
     pub patience: Duration,
     /// How long a drain may take before a busy engine is swapped out in mid-generation, where its mechanism keeps streams.
     pub drain_limit: Duration,
-    /// CPU engines that may compute at once; the ledger's running slots.
+    /// CPU engines that may compute at once; the ledger's running slots. 0: one for every core of the job.
     pub running_slots: u32,
 }
 
