@@ -7,6 +7,7 @@ use crate::{
     units::{ModelId, Moment, RequestId},
 };
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     rc::Rc,
@@ -319,11 +320,11 @@ fn engine_is_gone(event: &Event) -> bool {
 
 /// The model an engine event is about and, where it ends a move, its row (without time and name).
 fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
-    let done = |model: &ModelId, direction, measure: &SwapMeasure| {
+    let done = |model: &ModelId, direction: &'static str, measure: &SwapMeasure| {
         let row = SwapRow {
             at_s: 0.0,
             model: Arc::from(""),
-            direction,
+            direction: Cow::Borrowed(direction),
             mechanism: measure.mechanism,
             seconds: measure.took.as_secs_f64(),
             moved: measure.moved,
@@ -332,7 +333,7 @@ fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
         };
         (*model, Some(row))
     };
-    let failed = |model: &ModelId, direction, fault: &EngineFault| {
+    let failed = |model: &ModelId, direction: &'static str, fault: &EngineFault| {
         let (model, row) = done(model, direction, &SwapMeasure::default());
         (model, row.map(|row| SwapRow { fault: Some(fault.detail.clone()), ..row }))
     };
@@ -352,7 +353,7 @@ fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
 fn log_row(row: &SwapRow) {
     let mechanism = row.mechanism.map_or("-", crate::units::MechanismKind::name);
     match &row.fault {
-        None => tracing::info!(model = %row.model, direction = row.direction, mechanism, seconds = row.seconds, "moved"),
-        Some(fault) => tracing::warn!(model = %row.model, direction = row.direction, fault, "move failed"),
+        None => tracing::info!(model = %row.model, direction = %row.direction, mechanism, seconds = row.seconds, "moved"),
+        Some(fault) => tracing::warn!(model = %row.model, direction = %row.direction, fault, "move failed"),
     }
 }

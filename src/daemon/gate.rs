@@ -100,11 +100,12 @@ impl Gate for DaemonGate {
     }
 
     fn status(&self) -> serde_json::Value {
-        self.core.status()
+        serde_json::to_value(self.core.status()).expect("the status serialises")
     }
 
     fn explain(&self, model: &str) -> Option<serde_json::Value> {
-        self.find(model).map(|id| self.core.explain(id))
+        let explanation = self.core.explain(self.find(model)?);
+        Some(serde_json::to_value(explanation).expect("an explanation serialises"))
     }
 
     fn accepting(&self) -> bool {

@@ -1,21 +1,21 @@
 //! The swaps that happened: the last ones in full for `status`, all of them counted.
 
 use crate::units::{Bytes, MechanismKind, Moment};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 /// How many rows are kept in full.
 const KEPT: usize = 256;
 
 /// One move of one engine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SwapRow {
     /// When it ended, seconds since the run began.
     pub at_s: f64,
     /// The model.
     pub model: Arc<str>,
     /// `start`, `in` or `out`.
-    pub direction: &'static str,
+    pub direction: std::borrow::Cow<'static, str>,
     /// The mechanism used.
     pub mechanism: Option<MechanismKind>,
     /// How long it took, seconds.

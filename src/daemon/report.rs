@@ -1,7 +1,7 @@
 //! What passes between the core and the workers.
 
 use crate::{router::gate::Upstream, scheduler::Event, units::{MechanismKind, ModelId}};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// What the core asks of a model's worker. One at a time: the scheduler gives no second order before the report.
@@ -40,7 +40,7 @@ pub enum Report {
 }
 
 /// How far a start has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Not started.

@@ -1,0 +1,47 @@
+//! The order in which a run ends.
+//!
+//! ```text
+//!   Serving ──signal, stop, command done──► Draining: 503 for new requests; open streams may finish
+//!      Draining ──all released, or half of the time──► Stopping: engines TERM, grace, KILL
+//!      Stopping ──all gone──► Sweeping: nothing of this run's is left in /proc, keys and sockets removed ──► Ended
+//! ```
+//!
+//! The whole of it has to fit into the site's KillWait: after that Slurm kills without asking.
+
+use std::time::Duration;
+
+/// KillWait where no site says otherwise (slurm.conf(5)).
+const DEFAULT_KILL_WAIT: Duration = Duration::from_secs(30);
+/// Kept for the sweep and for Slurm's own delays (signals were seen 300 ms before their time).
+const RESERVE: Duration = Duration::from_millis(1500);
+
+/// How long each step of the end may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndPlan {
+    /// Open streams may finish within this.
+    pub drain: Duration,
+    /// Engines have this long between TERM and KILL.
+    pub stop: Duration,
+}
+
+impl EndPlan {
+    /// Divides the site's KillWait: half for open streams, half for the engines, less a reserve.
+    pub fn within(kill_wait: Option<Duration>) -> Self {
+        let all = kill_wait.unwrap_or(DEFAULT_KILL_WAIT).saturating_sub(RESERVE).max(Duration::from_millis(500));
+        EndPlan { drain: all / 2, stop: all / 2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_fits_into_kill_wait() {
+        for seconds in [2, 5, 30, 300] {
+            let kill_wait = Duration::from_secs(seconds);
+            let plan = EndPlan::within(Some(kill_wait));
+            assert!(plan.drain + plan.stop < kill_wait, "{seconds}: {plan:?}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! One model's engine, from its first start to the end of the run.
+//!
+//! A worker is the only owner of its [`Engine`] and [`Swapper`]. It takes one [`Order`] at a time, answers each with one
+//! event, and between orders watches for the engine's own death. When the run ends its orders are closed: it drops what
+//! it is doing, stops the engine's tree, and returns.
+
+use super::report::{EngineView, Order, Report, Stage};
+use crate::{
+    engine::{self, Engine},
+    scheduler::{EngineFault, Event, SwapMeasure},
+    swap::{Swapper, SwapFault},
+    units::{MechanismKind, ModelId},
+};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// Lines of an engine's log that go into a fault.
+const TAIL: usize = 20;
+
+/// What a worker needs.
+pub struct Worker {
+    /// Which model.
+    pub model: ModelId,
+    /// Its engine, not started.
+    pub engine: Engine,
+    /// Its ladder.
+    pub swapper: Swapper,
+    /// Whether mechanisms are tried at the start.
+    pub trial: bool,
+    /// From the core.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// To the core.
+    pub reports: mpsc::UnboundedSender<Report>,
+    /// True when the run ends.
+    pub ending: watch::Receiver<bool>,
+    /// Cores, memory nodes and GPUs, for people.
+    pub placement: String,
+    /// From launch to first answer, the last time.
+    pub cold_start: Option<Duration>,
+}
+
+/// What ended a wait.
+enum Next {
+    Order(Order),
+    Died(Option<std::process::ExitStatus>),
+    End,
+}
+
+impl Worker {
+    /// Works until the run ends; on return nothing of the engine runs.
+    pub async fn run(mut self) {
+        let mut ending = self.ending.clone();
+        loop {
+            match self.next(&mut ending).await {
+                Next::Order(order) => {
+                    tokio::select! {
+                        biased;
+                        _ = ending.wait_for(|ending| *ending) => break,
+                        () = self.carry_out(order) => {}
+                    }
+                }
+                Next::Died(status) => self.died(status).await,
+                Next::End => break,
+            }
+        }
+        self.stop().await;
+    }
+
+    async fn next(&mut self, ending: &mut watch::Receiver<bool>) -> Next {
+        let alive = self.engine.running().is_some();
+        let exited = self.engine.exited();
+        tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => Next::End,
+            status = exited, if alive => Next::Died(status),
+            order = self.orders.recv() => order.map_or(Next::End, Next::Order),
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        let model = self.model;
+        match order {
+            Order::Start => self.start().await,
+            Order::Stop => {
+                self.stop().await;
+                self.report(Event::Stopped { model }, Stage::Idle, "");
+            }
+            Order::SwapOut { in_flight } => match self.swapper.swap_out(&mut self.engine, in_flight).await {
+                Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),
+                Err(fault) => {
+                    let (fault, lost) = self.settle(fault).await;
+                    let note = fault.detail.clone();
+                    self.report(Event::SwapOutFailed { model, fault, lost }, Stage::Ready, &note);
+                }
+            },
+            Order::SwapIn => match self.swapper.swap_in(&mut self.engine).await {
+                Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
+                Err(fault) => {
+                    let (fault, lost) = self.settle(fault).await;
+                    let note = fault.detail.clone();
+                    self.report(Event::SwapInFailed { model, fault, lost }, Stage::Ready, &note);
+                }
+            },
+        }
+    }
+
+    /// Launch, first answer, trial.
+    async fn start(&mut self) {
+        let model = self.model;
+        let begun = Instant::now();
+        if let Err(error) = self.launch().await {
+            let fault = EngineFault { retry: error.may_pass(), detail: error.to_string() };
+            self.stop().await;
+            let note = fault.detail.clone();
+            return self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+        }
+        self.cold_start = Some(begun.elapsed());
+        self.progress(Stage::Trial, "");
+        let outcome = if self.trial {
+            self.swapper.trial(&mut self.engine).await
+        } else {
+            self.swapper.choose_untried(&mut self.engine).await
+        };
+        match outcome {
+            Ok(measure) => {
+                let measure = SwapMeasure { took: begun.elapsed(), ..measure };
+                self.report(Event::Started { model, measure }, Stage::Ready, "");
+            }
+            Err(fault) => {
+                let fault = EngineFault { detail: fault.to_string(), retry: false };
+                self.stop().await;
+                let note = fault.detail.clone();
+                self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+            }
+        }
+    }
+
+    async fn launch(&mut self) -> Result<(), engine::LaunchError> {
+        let (reports, model, mut view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
+        let progress = move |stage: engine::Stage| {
+            view.stage = if stage.is_listening() { Stage::Listening } else { Stage::Launched };
+            view.note = stage.to_string();
+            // Nobody listens any more when the run is torn down.
+            let _ = reports.send(Report::Progress { model, view: view.clone() });
+        };
+        self.engine.launch(&mut { progress }).await
+    }
+
+    /// The engine's root process ended by itself.
+    async fn died(&mut self, status: Option<std::process::ExitStatus>) {
+        let how = status.map_or("ended".to_owned(), |status| status.to_string());
+        let detail = format!(
+            "the engine of {} ended by itself ({how}). The end of its log:\n{}",
+            self.engine.plan.name,
+            self.engine.log_tail(TAIL)
+        );
+        self.stop().await;
+        self.swapper.engine_gone();
+        let note = detail.lines().next().unwrap_or_default().to_owned();
+        let fault = EngineFault { detail, retry: true };
+        self.report(Event::EngineDied { model: self.model, fault }, Stage::Idle, &note);
+    }
+
+    /// After a failed move: a lost engine is stopped whole before its resources count as free.
+    async fn settle(&mut self, fault: SwapFault) -> (EngineFault, bool) {
+        if fault.lost {
+            self.stop().await;
+            self.swapper.engine_gone();
+        }
+        (EngineFault { detail: fault.to_string(), retry: true }, fault.lost)
+    }
+
+    async fn stop(&mut self) {
+        match self.engine.stop().await {
+            Ok(report) if !report.is_clean() => {
+                tracing::error!(model = %self.engine.plan.name, ?report, "processes of this engine hang in the kernel");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(model = %self.engine.plan.name, %error, "the engine's processes cannot be ended"),
+        }
+    }
+
+    fn report(&self, event: Event, stage: Stage, note: &str) {
+        let view = self.view(stage, note);
+        let _ = self.reports.send(Report::Event { event, view });
+    }
+
+    fn progress(&self, stage: Stage, note: &str) {
+        let view = self.view(stage, note);
+        let _ = self.reports.send(Report::Progress { model: self.model, view });
+    }
+
+    fn view(&self, stage: Stage, note: &str) -> EngineView {
+        EngineView {
+            stage,
+            pid: self.engine.pid(),
+            upstream: self.engine.upstream().cloned(),
+            key: self.engine.key().cloned(),
+            mechanism: self.swapper.current(),
+            crossed: self.swapper.crossed().to_vec() as Vec<(MechanismKind, String)>,
+            log: Some(self.engine.log_path().to_owned()),
+            cold_start: self.cold_start,
+            placement: self.placement.clone(),
+            note: note.to_owned(),
+        }
+    }
+}
