@@ -1,0 +1,78 @@
+//! What `run` and `serve` share: load the config, begin the session, show the engines' start, end in order.
+
+use super::{Error, Exit, Globals, args::ServeArgs, progress::{self, Progress}};
+use crate::{
+    config::{self, Plan},
+    daemon::{EndReport, ModelRow, Options, Session, SessionError},
+    job::Job,
+    scheduler::State,
+};
+use std::future::Future;
+
+/// Runs `verb` on the one thread of the data path.
+pub fn on_data_path<T>(verb: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::new(Exit::Os, "cannot make the event loop").because(error))?;
+    tokio::task::LocalSet::new().block_on(&runtime, verb)
+}
+
+/// Checks everything, then begins to serve.
+pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error> {
+    crate::observe::logging::init(globals.verbose, args.log_format);
+    let job = Job::discover().await.map_err(|error| {
+        Error::new(Exit::Os, "cannot find out what this job has").because(error).remedy("see `swapserve doctor`")
+    })?;
+    let mut plan: Plan = config::load(&args.config.config, Some(&job.limits()))?;
+    plan.router.port = args.port.unwrap_or(plan.router.port);
+    plan.router.host = args.host.unwrap_or(plan.router.host);
+    let options = Options {
+        endpoint_file: args.endpoint_file.clone(),
+        run_dir: args.run_dir.clone(),
+        trial: !args.no_trial,
+        journal: args.journal.clone(),
+    };
+    Session::start(plan, &options, job).await.map_err(Error::from)
+}
+
+/// Shows the start of the engines until each is in service or given up; the ones that were given up.
+pub async fn started(session: &Session, quiet: bool) -> Vec<ModelRow> {
+    let mut progress = Progress::new(session.core.models(), quiet);
+    let mut failed = Vec::new();
+    session
+        .watch(|status| {
+            progress.update(&status.models);
+            failed = status.models.iter().filter(|m| m.state == State::Failed).cloned().collect();
+            status.models.iter().all(progress::settled)
+        })
+        .await;
+    progress.finish();
+    failed
+}
+
+/// Says what the end left behind; nothing, if all is well.
+pub fn tell_end(report: &EndReport) {
+    if !report.stopped_in_time {
+        tracing::warn!("not every engine ended within its time; the rest was killed");
+    }
+    if report.swept > 0 {
+        tracing::warn!(processes = report.swept, "processes that had left their engine's tree were ended by the last sweep");
+    }
+    for left in &report.left {
+        tracing::error!(left, "could not be removed");
+    }
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        let (exit, remedy) = match &error {
+            SessionError::Listen { .. } => {
+                (Exit::CantCreate, "take another --port, or 0 to let the kernel choose; --host must be this node's")
+            }
+            SessionError::RunDir(_) => (Exit::CantCreate, "name a directory of your own with --run-dir or --endpoint-file"),
+            SessionError::Journal { .. } => (Exit::CantCreate, "name a file in a directory that you may write to"),
+            SessionError::Spawner(_) | SessionError::Threads(_) => (Exit::Os, "see `ulimit -u` and the job's memory limit"),
+            SessionError::Wiring(_) => (Exit::Unavailable, "see `swapserve doctor`"),
+        };
+        Error::new(exit, error.to_string()).because_of(error).remedy(remedy)
+    }
+}

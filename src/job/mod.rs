@@ -1,0 +1,105 @@
+//! The allocation: what Slurm gave this job on this node, and the run's own places in it.
+//!
+//! | file | role |
+//! | --- | --- |
+//! | `slurm` | the environment of a batch script or step, read once |
+//! | `gpus` | what CUDA gets and what the host calls it; never mixed |
+//! | `memory` | the cgroup's hierarchical limit |
+//! | `site` | `scontrol` and `squeue`: end time, KillWait, process tracker |
+//! | `rundir` | the run directory (0700): sockets, logs, key |
+//! | `endpoint` | the endpoint file (0600): how other shells find the run |
+//!
+//! Everything is read from an [`Env`] and a `/proc` root that are arguments, so that each site can be replayed.
+
+pub mod endpoint;
+pub mod gpus;
+pub mod memory;
+pub mod rundir;
+pub mod site;
+pub mod slurm;
+
+pub use endpoint::{Endpoint, FindError, Published};
+pub use gpus::Gpus;
+pub use rundir::{RunDir, RunDirError};
+pub use slurm::{Env, Slurm};
+
+use crate::units::Bytes;
+use std::time::Duration;
+
+/// What this job has on this node.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Slurm's part; `None` outside Slurm.
+    pub slurm: Option<Slurm>,
+    /// This node's name.
+    pub node: String,
+    /// The job's GPUs.
+    pub gpus: Gpus,
+    /// Cores this process may run on, by the kernel's numbers (`sched_getaffinity`).
+    pub cores: Vec<usize>,
+    /// The memory limit of the job, or what the node has available where there is none.
+    pub memory: Option<Bytes>,
+    /// Time between Slurm's TERM and its KILL (`KillWait`); `None` outside Slurm or where it cannot be read.
+    pub kill_wait: Option<Duration>,
+    /// How Slurm tracks the job's processes (`ProctrackType`), such as `proctrack/cgroup`.
+    pub tracker: Option<String>,
+}
+
+/// The job's facts could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The affinity mask.
+    #[error("cannot read this process's affinity mask (sched_getaffinity)")]
+    Affinity(#[source] rustix::io::Errno),
+    /// A variable of Slurm's that makes no sense.
+    #[error("{name}={value:?} is not {wanted}; was the environment of another job copied here?")]
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+}
+
+impl Job {
+    /// Reads what this process's job has. Asks `scontrol` for the site's rules; a cluster that does not answer is no
+    /// error, the defaults of slurm.conf(5) are used.
+    ///
+    /// # Errors
+    /// When the kernel does not tell the affinity mask, or Slurm's variables contradict themselves.
+    pub async fn discover() -> Result<Self, JobError> {
+        let env = Env::of_process();
+        let slurm = Slurm::read(&env)?;
+        let rules = match &slurm {
+            Some(_) => site::rules().await,
+            None => site::Rules::default(),
+        };
+        Ok(Job {
+            node: slurm.as_ref().and_then(|s| s.node.clone()).unwrap_or_else(hostname),
+            gpus: Gpus::read(&env),
+            cores: cores()?,
+            memory: memory::limit(std::path::Path::new("/proc"), std::path::Path::new("/sys/fs/cgroup"))
+                .or_else(|| slurm.as_ref().and_then(|s| s.memory))
+                .or_else(|| memory::available(std::path::Path::new("/proc"))),
+            kill_wait: rules.kill_wait,
+            tracker: rules.tracker,
+            slurm,
+        })
+    }
+
+    /// The job's id as text; `None` outside Slurm.
+    pub fn id(&self) -> Option<String> {
+        self.slurm.as_ref().map(|slurm| slurm.job.to_string())
+    }
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn cores() -> Result<Vec<usize>, JobError> {
+    let mask = rustix::thread::sched_getaffinity(None).map_err(JobError::Affinity)?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| mask.is_set(*cpu)).collect())
+}

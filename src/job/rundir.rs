@@ -1,0 +1,230 @@
+//! The run directory: sockets, logs and the key, for nobody but this user, gone with the run.
+//!
+//! It lies on the node's own disk with a short name, because a Unix socket's path may be 107 bytes long (unix(7)), and
+//! its mode is 0700: on a shared node that is what keeps other users from the engines.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Longest path of a socket in it: 108 bytes with the closing zero, less `/` and the longest name we use.
+const LONGEST: usize = 107 - 1 - 40;
+/// Bytes of a key: 256 bits from the kernel.
+const KEY_BYTES: usize = 32;
+
+/// The run's own directory. Dropping it removes it.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    cookie: String,
+    open: bool,
+}
+
+/// The directory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// It cannot be made or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is somebody else's, or open to others.
+    #[error("{} {what}; another user could reach the engines through it", path.display())]
+    Unsafe {
+        /// What.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Too long for sockets.
+    #[error("{} is longer than {LONGEST} bytes; a Unix socket in it could not be bound (unix(7))", path.display())]
+    TooLong {
+        /// What.
+        path: PathBuf,
+    },
+    /// The kernel gave no random bytes.
+    #[error("the kernel gave no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+impl RunDir {
+    /// Makes `wanted`, or a new directory in `$XDG_RUNTIME_DIR`, `$TMPDIR` or `/tmp`, whichever is short enough and can be
+    /// written. A directory that is already there must be empty and this user's.
+    ///
+    /// # Errors
+    /// See [`RunDirError`].
+    pub fn create(job: Option<&str>, wanted: Option<&Path>) -> Result<Self, RunDirError> {
+        let cookie = random_text(12)?;
+        if let Some(path) = wanted {
+            return Self::make(path.to_owned(), cookie);
+        }
+        let name = format!("swapserve-{}-{}", job.unwrap_or("local"), &cookie[..8]);
+        let parents = ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let mut first_error = None;
+        for parent in parents.chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute()) {
+            match Self::make(parent.join(&name), cookie.clone()) {
+                Ok(made) => return Ok(made),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        Err(first_error.expect("/tmp is always tried"))
+    }
+
+    fn make(path: PathBuf, cookie: String) -> Result<Self, RunDirError> {
+        if path.as_os_str().len() > LONGEST {
+            return Err(RunDirError::TooLong { path });
+        }
+        let io = |source| RunDirError::Io { path: path.clone(), source };
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => reuse(&path)?,
+            Err(error) => return Err(io(error)),
+        }
+        // The creation mask may have taken bits away, never added any.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        fs::create_dir_all(path.join("log")).map_err(io)?;
+        Ok(RunDir { path, cookie, open: true })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where engines' logs go.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// The router's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("swapserve.sock")
+    }
+
+    /// Marks every process of this run: random, so that no other run has the same.
+    pub fn cookie(&self) -> &str {
+        &self.cookie
+    }
+
+    /// Makes the key that clients need, 256 bits in URL-safe letters, in a file of mode 0600.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the kernel gives no random bytes.
+    pub fn make_key(&self) -> Result<Arc<str>, RunDirError> {
+        let key = format!("sk-swapserve-{}", random_text(KEY_BYTES)?);
+        let path = self.key_file();
+        write_private(&path, key.as_bytes()).map_err(|source| RunDirError::Io { path, source })?;
+        Ok(Arc::from(key))
+    }
+
+    /// Where the key is.
+    pub fn key_file(&self) -> PathBuf {
+        self.path.join("key")
+    }
+
+    /// Removes it with everything in it.
+    ///
+    /// # Errors
+    /// What could not be removed, and why.
+    pub fn close(mut self) -> Result<(), RunDirError> {
+        self.open = false;
+        fs::remove_dir_all(&self.path).map_err(|source| RunDirError::Io { path: self.path.clone(), source })
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.open {
+            // Nobody is left to tell; the next run's sweep finds what remains.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Whether a directory that is already there may be used.
+fn reuse(path: &Path) -> Result<(), RunDirError> {
+    let io = |source| RunDirError::Io { path: path.to_owned(), source };
+    let found = fs::symlink_metadata(path).map_err(io)?;
+    let wrong = |what| Err(RunDirError::Unsafe { path: path.to_owned(), what });
+    if !found.is_dir() {
+        return wrong("is not a directory");
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return wrong("belongs to another user");
+    }
+    if fs::read_dir(path).map_err(io)?.next().is_some() {
+        return wrong("is not empty");
+    }
+    Ok(())
+}
+
+/// Writes a file of mode 0600 so that nobody ever sees half of it: a new file beside it, synced, renamed over it.
+pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    // The rename itself, for a reader on another node of a network file system.
+    if let Some(parent) = path.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// `bytes` random bytes as letters and digits that need no quoting anywhere.
+fn random_text(bytes: usize) -> Result<String, RunDirError> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut random = vec![0; (bytes * 8).div_ceil(6)];
+    getrandom::fill(&mut random).map_err(RunDirError::Random)?;
+    Ok(random.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ours_alone_and_goes_with_the_run() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(Some("7"), Some(&parent.path().join("run"))).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+        let key = dir.make_key().unwrap();
+        assert_eq!(fs::metadata(dir.key_file()).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_to_string(dir.key_file()).unwrap(), *key);
+        let path = dir.path().to_owned();
+        dir.close().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_link_or_a_full_directory_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/tmp", parent.path().join("link")).unwrap();
+        let error = RunDir::create(None, Some(&parent.path().join("link"))).unwrap_err().to_string();
+        assert!(error.contains("is not a directory"), "{error}");
+        fs::write(parent.path().join("file"), "").unwrap();
+        let error = RunDir::create(None, Some(parent.path())).unwrap_err().to_string();
+        assert!(error.contains("is not empty"), "{error}");
+    }
+
+    #[test]
+    fn a_path_too_long_for_sockets_is_refused() {
+        let long = Path::new("/tmp").join("x".repeat(80));
+        assert!(matches!(RunDir::create(None, Some(&long)), Err(RunDirError::TooLong { .. })));
+    }
+
+    #[test]
+    fn keys_differ() {
+        assert_ne!(random_text(32).unwrap(), random_text(32).unwrap());
+        assert_eq!(random_text(32).unwrap().len(), 43);
+    }
+}

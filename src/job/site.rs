@@ -1,0 +1,113 @@
+//! What only Slurm's own tools tell: the site's rules and the job's end.
+//!
+//! `squeue` and `scontrol` work for plain users and take some 40 ms; they are asked off every path that a request is on,
+//! and a cluster that does not answer within [`PATIENCE`] changes nothing.
+
+use std::{
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+
+/// Longest wait for an answer of Slurm's controller.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The site's rules for a job's end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// `KillWait`: from TERM to KILL. The node itself never waits less than 5 s.
+    pub kill_wait: Option<Duration>,
+    /// `ProctrackType`.
+    pub tracker: Option<String>,
+}
+
+/// Asks `scontrol show config`.
+pub async fn rules() -> Rules {
+    match ask("scontrol", &["show", "config"]).await {
+        Some(text) => parse_rules(&text),
+        None => Rules::default(),
+    }
+}
+
+/// When the job ends, by `squeue --json`; by `scontrol show job` where that is too old for it. Ask about once a minute: the
+/// limit can be changed while the job runs.
+pub async fn end_time(job: u32) -> Option<SystemTime> {
+    let id = job.to_string();
+    if let Some(end) = ask("squeue", &["--json", "-j", &id]).await.as_deref().and_then(parse_squeue) {
+        return Some(end);
+    }
+    // Local time without a zone would have to be guessed at: `scontrol` prints what is left as well.
+    let text = ask("squeue", &["-h", "-j", &id, "-o", "%L"]).await?;
+    parse_left(text.trim()).map(|left| SystemTime::now() + left)
+}
+
+/// Runs one of Slurm's tools in a thread of its own; its output, if it succeeded in time.
+async fn ask(tool: &'static str, args: &[&str]) -> Option<String> {
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let run = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(tool).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output()
+    });
+    let output = tokio::time::timeout(PATIENCE, run).await.ok()?.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn parse_rules(text: &str) -> Rules {
+    let value = |name: &str| {
+        text.lines().find_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            (key.trim() == name).then(|| value.trim().to_owned())
+        })
+    };
+    let seconds = value("KillWait").and_then(|text| text.split_whitespace().next()?.parse().ok());
+    Rules { kill_wait: seconds.map(Duration::from_secs), tracker: value("ProctrackType") }
+}
+
+fn parse_squeue(text: &str) -> Option<SystemTime> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    let end = &value["jobs"][0]["end_time"];
+    // A plain number up to 22.05; {"set", "infinite", "number"} since 23.11.
+    let unix = end.as_u64().or_else(|| end["number"].as_u64().filter(|_| end["infinite"] != true))?;
+    (unix > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(unix))
+}
+
+/// `[DAYS-][HOURS:]MINUTES:SECONDS`; nothing for `UNLIMITED`, `NOT_SET` and `INVALID`.
+fn parse_left(text: &str) -> Option<Duration> {
+    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
+    let parts: Vec<u64> = clock.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    let seconds = match parts[..] {
+        [minutes, seconds] => minutes * 60 + seconds,
+        [hours, minutes, seconds] => hours * 3600 + minutes * 60 + seconds,
+        _ => return None,
+    };
+    Some(Duration::from_secs(days.parse::<u64>().ok()? * 86_400 + seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_a_site() {
+        let text = "Configuration data as of 2026\nKillWait                = 30 sec\nProctrackType           = proctrack/cgroup\n";
+        let rules = parse_rules(text);
+        assert_eq!(rules.kill_wait, Some(Duration::from_secs(30)));
+        assert_eq!(rules.tracker.as_deref(), Some("proctrack/cgroup"));
+        assert_eq!(parse_rules("nothing of the kind"), Rules::default());
+    }
+
+    #[test]
+    fn end_of_a_job_old_and_new() {
+        let at = |unix| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(unix));
+        assert_eq!(parse_squeue(r#"{"jobs":[{"end_time":1700000000}]}"#), at(1_700_000_000));
+        let new = r#"{"jobs":[{"end_time":{"set":true,"infinite":false,"number":1700000000}}]}"#;
+        assert_eq!(parse_squeue(new), at(1_700_000_000));
+        assert_eq!(parse_squeue(r#"{"jobs":[{"end_time":{"set":true,"infinite":true,"number":0}}]}"#), None);
+        assert_eq!(parse_squeue(r#"{"jobs":[]}"#), None);
+    }
+
+    #[test]
+    fn time_left() {
+        assert_eq!(parse_left("4:59"), Some(Duration::from_secs(299)));
+        assert_eq!(parse_left("1-02:03:04"), Some(Duration::from_secs(93_784)));
+        assert_eq!(parse_left("UNLIMITED"), None);
+    }
+}
