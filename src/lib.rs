@@ -9,6 +9,7 @@
 //! | [`config`] | `models.toml` to a checked [`config::Plan`] |
 //! | [`scheduler`] | PURE: who is resident, who goes, who waits |
 //! | [`router`] | the OpenAI-compatible endpoint |
+//! | [`job`] | the allocation: GPUs, cores, memory, end time; run directory and endpoint file |
 //! | [`process`] | how processes are started, known, frozen and ended |
 //! | [`engine`] | what an engine is: launch, readiness, logs |
 //! | [`gpu`] | the driver and NVML behind one child process |
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod gpu;
+pub mod job;
 pub mod process;
 pub mod router;
 pub mod scheduler;

@@ -1,7 +1,7 @@
 //! How a verb talks to the running service: the endpoint file says where it is, its key opens it.
 
 use super::{Error, Exit, args::EndpointArgs};
-use crate::job::endpoint::{self, Endpoint};
+use crate::job::{self, Endpoint};
 use reqwest::{Method, blocking};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
@@ -13,7 +13,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Client {
     http: blocking::Client,
     base: String,
-    key: Option<String>,
     /// What the service published of itself.
     pub endpoint: Endpoint,
 }
@@ -21,7 +20,7 @@ pub struct Client {
 impl Client {
     /// Finds the service: the named endpoint file, this job's, or the only one that lives.
     pub fn find(args: &EndpointArgs) -> Result<Self, Error> {
-        let endpoint = endpoint::find(args.endpoint_file.as_deref()).map_err(|error| {
+        let endpoint = job::endpoint::find(args.endpoint_file.as_deref(), std::env::var("SLURM_JOB_ID").ok().as_deref()).map_err(|error| {
             Error::new(Exit::Unavailable, "cannot find a running swapserve")
                 .because(error)
                 .remedy("start one with `swapserve serve` or `run`; name its file with --endpoint-file if it is another job's")
@@ -31,11 +30,6 @@ impl Client {
 
     /// Over the Unix socket where it can be reached (same node), else over TCP.
     pub fn open(endpoint: Endpoint) -> Result<Self, Error> {
-        let key = endpoint.read_key().map_err(|error| {
-            Error::new(Exit::NoInput, "cannot read the service's key")
-                .because(error)
-                .remedy("the key file is readable only by the user who started the service, on its node")
-        })?;
         let mut builder = blocking::Client::builder().timeout(ANSWER_TIMEOUT).no_proxy();
         let mut base = endpoint.url.trim_end_matches("/v1").to_owned();
         if let Some(socket) = endpoint.socket.as_ref().filter(|path| path.exists()) {
@@ -43,12 +37,12 @@ impl Client {
             base = "http://localhost".to_owned();
         }
         let http = builder.build().map_err(|error| Error::new(Exit::Software, "cannot make an HTTP client").because(error))?;
-        Ok(Client { http, base, key, endpoint })
+        Ok(Client { http, base, endpoint })
     }
 
     /// The service's key; `None` where it asks for none.
     pub fn key(&self) -> Option<&str> {
-        self.key.as_deref()
+        self.endpoint.key.as_deref()
     }
 
     /// Asks for a JSON answer.
@@ -69,7 +63,7 @@ impl Client {
         longest: Duration,
     ) -> Result<T, Error> {
         let mut request = self.http.request(method, format!("{}{path}", self.base)).timeout(longest);
-        if let Some(key) = &self.key {
+        if let Some(key) = self.key() {
             request = request.bearer_auth(key);
         }
         if let Some(body) = body {

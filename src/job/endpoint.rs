@@ -1,14 +1,13 @@
 //! The endpoint file: how another shell, on this node or on the login node, finds the run and its key.
 //!
 //! It lies in the user's home (`~/.swapserve/jobs/`), which clusters share between nodes, unless `--endpoint-file` names
-//! another place. It holds no key, only the name of the key's file on the run's node; `key` is added for shells on
-//! other nodes only where the file is the user's own (0600, always).
+//! another place. It holds the key, so its mode is 0600 from its first byte; it is written whole or not at all, believed
+//! only when it is this user's, and removed with the run.
 
 use super::rundir::{RunDirError, write_private};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
-    io,
+    fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -97,8 +96,15 @@ impl Endpoint {
             Some(path) => path.to_owned(),
             None => {
                 let dir = home_dir();
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|source| io_error(&dir, source))?;
-                dir.join(format!("{}.json", self.job.clone().unwrap_or_else(|| format!("{}-{}", self.node, self.pid))))
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&dir)
+                    .map_err(|source| io_error(&dir, source))?;
+                dir.join(format!(
+                    "{}.json",
+                    self.job.clone().unwrap_or_else(|| format!("{}-{}", self.node, self.pid))
+                ))
             }
         };
         let text = serde_json::to_vec_pretty(self).expect("an endpoint serialises");
@@ -149,12 +155,16 @@ pub fn find(named: Option<&Path>, job: Option<&str>) -> Result<Endpoint, FindErr
     }
     let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let files = entries.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
-    let mut alive: Vec<(PathBuf, Endpoint)> =
-        files.filter_map(|path| Some((path.clone(), read(&path).ok()?))).filter(|(_, found)| found.is_alive()).collect();
+    let mut alive: Vec<(PathBuf, Endpoint)> = files
+        .filter_map(|path| Some((path.clone(), read(&path).ok()?)))
+        .filter(|(_, found)| found.is_alive())
+        .collect();
     match alive.len() {
         0 => Err(FindError::None { dir }),
         1 => Ok(alive.remove(0).1),
-        _ => Err(FindError::Several { files: alive.iter().map(|(path, _)| path.display().to_string()).collect() }),
+        _ => Err(FindError::Several {
+            files: alive.iter().map(|(path, _)| path.display().to_string()).collect(),
+        }),
     }
 }
 

@@ -24,10 +24,15 @@ impl Gpus {
             // CUDA stops at the first entry that names no device; `NoDevFiles` is what Slurm sets for no GPU.
             list.split(',').map(str::trim).take_while(|gpu| names_a_device(gpu)).map(str::to_owned).collect()
         });
-        let host = env.get("SLURM_STEP_GPUS").or_else(|| env.get("SLURM_JOB_GPUS")).map_or(Vec::new(), indices);
+        let host =
+            env.get("SLURM_STEP_GPUS").or_else(|| env.get("SLURM_JOB_GPUS")).map_or(Vec::new(), indices);
         // A GPU job's step that asked for none has neither variable: nothing of the job's GPUs is this step's.
         let none_for_us = visible.is_none() && env.get("SLURM_STEP_ID").is_some();
-        if none_for_us { Gpus { visible: Some(Vec::new()), host: Vec::new() } } else { Gpus { visible, host } }
+        if none_for_us {
+            Gpus { visible: Some(Vec::new()), host: Vec::new() }
+        } else {
+            Gpus { visible, host }
+        }
     }
 
     /// How many there are, where the environment says so.
@@ -59,7 +64,12 @@ mod tests {
 
     #[test]
     fn a_step_with_a_device_cgroup_sees_relative_numbers() {
-        let gpus = read([("SLURM_STEP_ID", "1"), ("CUDA_VISIBLE_DEVICES", "0"), ("SLURM_STEP_GPUS", "1"), ("SLURM_JOB_GPUS", "0,1")]);
+        let gpus = read([
+            ("SLURM_STEP_ID", "1"),
+            ("CUDA_VISIBLE_DEVICES", "0"),
+            ("SLURM_STEP_GPUS", "1"),
+            ("SLURM_JOB_GPUS", "0,1"),
+        ]);
         assert_eq!(gpus, Gpus { visible: Some(vec!["0".into()]), host: vec![1] });
     }
 

@@ -64,7 +64,10 @@ mod tests {
     fn v1_limit_of_a_step() {
         let root = tree(&[
             ("proc/self/cgroup", "7:memory:/slurm_n1/uid_0/job_5/step_0/task_0\n3:cpuset:/slurm_n1\n0::/\n"),
-            ("cg/memory/slurm_n1/uid_0/job_5/step_0/task_0/memory.stat", "cache 0\nhierarchical_memory_limit 209715200\n"),
+            (
+                "cg/memory/slurm_n1/uid_0/job_5/step_0/task_0/memory.stat",
+                "cache 0\nhierarchical_memory_limit 209715200\n",
+            ),
         ]);
         assert_eq!(read(&root), Some(Bytes::mib(200)));
     }

@@ -66,7 +66,8 @@ impl RunDir {
             return Self::make(path.to_owned(), cookie);
         }
         let name = format!("swapserve-{}-{}", job.unwrap_or("local"), &cookie[..8]);
-        let parents = ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let parents =
+            ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
         let mut first_error = None;
         for parent in parents.chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute()) {
             match Self::make(parent.join(&name), cookie.clone()) {

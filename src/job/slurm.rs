@@ -71,7 +71,10 @@ impl Slurm {
             restarts: env.number("SLURM_RESTART_COUNT")?.unwrap_or(0),
             node: env.get("SLURMD_NODENAME").map(str::to_owned),
             nodes: env.number("SLURM_JOB_NUM_NODES")?.unwrap_or(1),
-            memory: per_node.or(per_core.map(|(mib, cores)| mib * cores)).filter(|mib| *mib > 0).map(Bytes::mib),
+            memory: per_node
+                .or(per_core.map(|(mib, cores)| mib * cores))
+                .filter(|mib| *mib > 0)
+                .map(Bytes::mib),
             end: end.map(|unix| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(unix)),
         }))
     }
@@ -112,8 +115,9 @@ mod tests {
 
     #[test]
     fn memory_by_core() {
-        let env: Env =
-            [("SLURM_JOB_ID", "3"), ("SLURM_MEM_PER_CPU", "256"), ("SLURM_CPUS_ON_NODE", "4")].into_iter().collect();
+        let env: Env = [("SLURM_JOB_ID", "3"), ("SLURM_MEM_PER_CPU", "256"), ("SLURM_CPUS_ON_NODE", "4")]
+            .into_iter()
+            .collect();
         assert_eq!(Slurm::read(&env).unwrap().unwrap().memory, Some(Bytes::mib(1024)));
     }
 
