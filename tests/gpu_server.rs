@@ -31,7 +31,7 @@ async fn a_machine_without_a_driver_is_described_not_fatal() {
     assert!(
         description.capabilities.iter().any(|it| it.name == "cuda" && !it.available && !it.remedy.is_empty())
     );
-    assert!(matches!(server.state(1).await, Err(GpuError::Refused(_))));
+    assert!(matches!(server.state(1, SECOND).await, Err(GpuError::Refused(_))));
     assert_eq!(server.generation(), 1);
 }
 
@@ -42,18 +42,18 @@ async fn one_process_goes_through_every_state_and_keeps_its_memory() {
     let engine = bench.engine(&["--weights", "64MiB"]);
     let pid = engine.pid();
     let before = server.memory(0).await.unwrap().free;
-    assert_eq!(server.state(pid).await.unwrap(), ProcessState::Running);
+    assert_eq!(server.state(pid, SECOND).await.unwrap(), ProcessState::Running);
     assert!(server.restore_thread(pid).await.unwrap() > 0);
     server.lock(pid, SECOND).await.unwrap();
-    assert_eq!(server.state(pid).await.unwrap(), ProcessState::Locked);
+    assert_eq!(server.state(pid, SECOND).await.unwrap(), ProcessState::Locked);
     server.checkpoint(pid, LIMIT).await.unwrap();
-    assert_eq!(server.state(pid).await.unwrap(), ProcessState::Checkpointed);
+    assert_eq!(server.state(pid, SECOND).await.unwrap(), ProcessState::Checkpointed);
     let free = server.wait_free(0, before + (64 << 20), SECOND * 3).await.unwrap().free;
     assert!(free >= before + (64 << 20), "{free} bytes free, {before} before the checkpoint");
     assert!(server.process_memory().await.unwrap().iter().all(|it| it.pid != pid || it.bytes == Some(0)));
     server.restore(pid, LIMIT).await.unwrap();
     server.unlock(pid).await.unwrap();
-    assert_eq!(server.state(pid).await.unwrap(), ProcessState::Running);
+    assert_eq!(server.state(pid, SECOND).await.unwrap(), ProcessState::Running);
     engine.check();
 }
 
@@ -67,7 +67,7 @@ async fn a_call_past_its_deadline_costs_the_gpu_server_and_no_other() {
     let short = Duration::from_millis(50);
     let (lock, _) = tokio::join!(server.lock(engine.pid(), short), server.ping());
     assert!(matches!(lock, Err(GpuError::Lost { call: "lock", .. })), "{lock:?}");
-    assert_eq!(server.state(engine.pid()).await.unwrap(), ProcessState::Running);
+    assert_eq!(server.state(engine.pid(), SECOND).await.unwrap(), ProcessState::Running);
     assert_eq!(server.generation(), 2);
     engine.check();
 }
@@ -81,7 +81,7 @@ async fn a_gpu_server_that_dies_in_a_call_is_started_anew() {
     bench.set_faults("cuCheckpointProcessCheckpoint crash times=1");
     let checkpoint = server.checkpoint(engine.pid(), LIMIT).await;
     assert!(matches!(checkpoint, Err(GpuError::Lost { .. })), "{checkpoint:?}");
-    assert_eq!(server.state(engine.pid()).await.unwrap(), ProcessState::Locked);
+    assert_eq!(server.state(engine.pid(), SECOND).await.unwrap(), ProcessState::Locked);
     server.unlock(engine.pid()).await.unwrap();
     engine.check();
 }

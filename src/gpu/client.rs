@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::process::Spawner;
+
 use super::keeper::{Keeper, Submit};
 use super::launch::ServerCommand;
 use super::protocol::{Answer, Call, Description, GpuMemory, ProcessMemory, ProcessState, Refusal};
@@ -55,10 +57,10 @@ pub struct GpuClient {
 
 impl GpuClient {
     /// Starts a gpu server and the task that keeps it. Must be called inside a tokio runtime.
-    pub fn start(command: ServerCommand) -> Self {
+    pub fn start(spawner: Spawner, command: ServerCommand) -> Self {
         let (calls, received) = mpsc::unbounded_channel();
         let (announce, generation) = watch::channel(0);
-        tokio::spawn(Keeper::new(command, received, announce).run());
+        tokio::spawn(Keeper::new(spawner, command, received, announce).run());
         Self { calls, generation }
     }
 
@@ -119,18 +121,20 @@ impl GpuClient {
         self.done(Call::Unlock { pid }, GLANCE).await
     }
 
-    /// The process's state.
+    /// The process's state. The answer comes when a move that is under way has ended (even if the gpu server that
+    /// began it is gone), and never from a process that is stopped: hence `limit`.
     ///
     /// # Errors
     /// [`GpuError::Refused`] for a process without CUDA state.
-    pub async fn state(&self, pid: i32) -> Result<ProcessState, GpuError> {
-        match self.call(Call::State { pid }, GLANCE).await? {
+    pub async fn state(&self, pid: i32, limit: Duration) -> Result<ProcessState, GpuError> {
+        match self.call(Call::State { pid }, limit).await? {
             Answer::State(state) => Ok(state),
             other => Err(mismatch(&other)),
         }
     }
 
-    /// The thread of the process in which a restore runs.
+    /// The thread of the process in which a restore runs. Like [`GpuClient::state`], no answer comes from a process
+    /// that is stopped.
     ///
     /// # Errors
     /// [`GpuError::Refused`] for a process without CUDA state.

@@ -10,7 +10,6 @@
 //! [`PATIENCE`].
 
 use std::collections::HashMap;
-use std::process::Child;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,8 +18,12 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use rustix::process::Signal;
+
 use super::client::GpuError;
 use super::launch::ServerCommand;
+use crate::process::{Child, Spawner};
+
 use super::protocol::{Answer, Call, Numbered, Outcome, checked_length, frame};
 
 /// How long a call waits for a server that cannot be started.
@@ -57,6 +60,7 @@ struct Server {
 /// The task's state.
 #[derive(Debug)]
 pub(super) struct Keeper {
+    spawner: Spawner,
     command: ServerCommand,
     submitted: mpsc::UnboundedReceiver<Submit>,
     generation: watch::Sender<u64>,
@@ -68,11 +72,13 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
+        spawner: Spawner,
         command: ServerCommand,
         submitted: mpsc::UnboundedReceiver<Submit>,
         generation: watch::Sender<u64>,
     ) -> Self {
         Self {
+            spawner,
             command,
             submitted,
             generation,
@@ -86,10 +92,12 @@ impl Keeper {
     /// Keeps a server until the last client is gone.
     pub(super) async fn run(mut self) {
         loop {
-            let why = match self.start() {
+            let why = match self.start().await {
                 Ok(mut server) => {
                     let why = self.serve(&mut server).await;
-                    end(server);
+                    // It may have ended by itself. One that hangs in the kernel is reaped when it comes out.
+                    let _ = server.child.signal(Signal::KILL);
+                    drop(server);
                     match why {
                         Some(why) => why,
                         None => return,
@@ -107,8 +115,8 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self) -> std::io::Result<Server> {
-        let (child, socket) = self.command.start()?;
+    async fn start(&mut self) -> std::io::Result<Server> {
+        let (child, socket) = self.command.start(&self.spawner).await?;
         let (mut reader, writer) = UnixStream::from_std(socket)?.into_split();
         let (forward, answers) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -214,14 +222,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// Kills a server and reaps it, off the task: one that hangs in the kernel takes its time.
-fn end(mut server: Server) {
-    // It may have ended by itself.
-    let _ = server.child.kill();
-    drop(server.writer);
-    tokio::task::spawn_blocking(move || server.child.wait());
 }
 
 async fn until(deadline: Option<Instant>) {

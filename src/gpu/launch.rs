@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
-/// Descriptor at which the gpu server finds its socket.
-pub const SOCKET: i32 = 3;
+use crate::process::{Child, Launch, Output, Spawner};
+
+/// Variable that tells the gpu server the number of its socket's descriptor.
+pub const SOCKET_VARIABLE: &str = "SWAPSERVE_GPU_SOCKET";
 
 /// How the gpu server is started.
 #[derive(Debug, Clone)]
@@ -35,36 +35,21 @@ impl ServerCommand {
         })
     }
 
-    /// Starts a gpu server; the daemon's end of its socket. The child dies with the thread that calls this
-    /// (`PR_SET_PDEATHSIG`), and ends by itself when the socket is closed.
+    /// Starts a gpu server; the daemon's end of its socket. The child is killed when the daemon dies, and ends by
+    /// itself when the socket is closed.
     ///
     /// # Errors
     /// If the socket pair or the process cannot be made.
-    pub fn start(&self) -> io::Result<(Child, UnixStream)> {
+    pub async fn start(&self, spawner: &Spawner) -> io::Result<(Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
-        let theirs = OwnedFd::from(theirs);
-        let number = theirs.as_raw_fd();
-        let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        // SAFETY: between fork and exec only async-signal-safe calls are made, on integers captured by value.
-        unsafe { command.pre_exec(move || hand_over(number)) };
-        let child = command.spawn()?;
         ours.set_nonblocking(true)?;
-        Ok((child, ours))
+        let mut launch = Launch::new(&self.program)
+            .args(&self.arguments)
+            .envs(std::env::vars_os())
+            .envs(self.environment.iter().cloned())
+            .stdout(Output::Null);
+        let number = launch.inherit_fd(OwnedFd::from(theirs));
+        let child = spawner.spawn(launch.env(SOCKET_VARIABLE, number.to_string())).await;
+        Ok((child.map_err(io::Error::other)?, ours))
     }
-}
-
-/// In the child: the socket at [`SOCKET`], open across exec.
-fn hand_over(number: i32) -> io::Result<()> {
-    // SAFETY: dup2 and fcntl act on descriptors of this child alone; prctl takes a signal number.
-    let failed = unsafe {
-        let moved =
-            if number == SOCKET { libc::fcntl(SOCKET, libc::F_SETFD, 0) } else { libc::dup2(number, SOCKET) };
-        moved < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
-    };
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -4,7 +4,7 @@
 //! way. It ends when its socket does, at once and without clean-up: a driver call that hangs must not keep it.
 
 use std::io::{BufReader, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,23 +12,30 @@ use std::time::Duration;
 
 use super::capability::Capability;
 use super::driver::{Device, Driver};
-use super::launch::SOCKET;
+use super::launch::SOCKET_VARIABLE;
 use super::nvml::{Nvml, without_nvml};
 use super::protocol::{Answer, Call, Description, Gpu, Numbered, Outcome, Refusal, read_frame, write_frame};
 
-/// The hidden verb: serves calls that arrive on the inherited socket [`SOCKET`] until it is closed. Never returns.
+/// The hidden verb: serves calls that arrive on the socket that the daemon handed over, until it is closed. Never
+/// returns.
 pub fn main() -> ! {
-    // SAFETY: fcntl only looks whether the number is an open descriptor.
-    if unsafe { libc::fcntl(SOCKET, libc::F_GETFD) } < 0 {
-        eprintln!("gpu-server is started by the daemon, with a socket as descriptor {SOCKET}; there is none");
+    let Some(socket) = inherited_socket() else {
+        eprintln!("gpu-server is started by the daemon, which names its socket in {SOCKET_VARIABLE}");
         std::process::exit(64);
-    }
-    // SAFETY: the descriptor is open, as just seen, and nothing else in this fresh process owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(SOCKET) };
+    };
     // A broken socket ends the server like a closed one: there is nobody left to tell.
     let _ = serve(UnixStream::from(socket));
     // SAFETY: ends the process without running exit handlers, which may wait for a driver call that hangs.
     unsafe { libc::_exit(0) }
+}
+
+/// The descriptor that the daemon names, if it is open.
+fn inherited_socket() -> Option<OwnedFd> {
+    let number: RawFd = std::env::var(SOCKET_VARIABLE).ok()?.parse().ok()?;
+    // SAFETY: fcntl only looks whether the number is an open descriptor.
+    let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    // SAFETY: the descriptor is open, and nothing else in this fresh process owns it: the daemon passed it for this.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn serve(socket: UnixStream) -> std::io::Result<()> {

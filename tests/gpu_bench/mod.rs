@@ -11,6 +11,7 @@ use software_gpu::config::{Gpu, Machine};
 use software_gpu::lab::{self, Lab};
 use swapserve::gpu::GpuClient;
 use swapserve::gpu::launch::ServerCommand;
+use swapserve::process::Spawner;
 
 /// GiB of a software GPU.
 const GIB: u64 = 1 << 30;
@@ -64,12 +65,12 @@ impl Bench {
     pub fn server_with(&self, more: &[(&str, &str)]) -> GpuClient {
         let mut command = self.server_command();
         command.environment.extend(more.iter().map(|(name, value)| (name.into(), value.into())));
-        GpuClient::start(command)
+        GpuClient::start(spawner(), command)
     }
 
     /// Another program in the gpu server's place.
     pub fn server_program(&self, program: &str) -> GpuClient {
-        GpuClient::start(ServerCommand { program: program.into(), ..self.server_command() })
+        GpuClient::start(spawner(), ServerCommand { program: program.into(), ..self.server_command() })
     }
 
     /// How a gpu server is started here: the program that cargo built, or the one that `SWAPSERVE_TEST_PROGRAM`
@@ -111,6 +112,11 @@ impl Bench {
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         TestEngine { port: port.unwrap_or_else(|| panic!("no port in {line:?}")), child }
     }
+}
+
+/// A thread that starts processes, for this test.
+fn spawner() -> Spawner {
+    Spawner::start().expect("a thread can be started")
 }
 
 /// Whether tests are to run on the machine's own GPU.

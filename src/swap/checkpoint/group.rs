@@ -126,7 +126,7 @@ impl<'a> Group<'a> {
     async fn settle(&self, pid: i32, goal: ProcessState) -> Result<(), String> {
         let settled = tokio::time::timeout(MOVE_LIMIT, async {
             loop {
-                let step = match self.gpu.state(pid).await? {
+                let step = match self.gpu.state(pid, MOVE_LIMIT).await? {
                     ProcessState::Running => return Ok(()),
                     ProcessState::Locked if goal == ProcessState::Locked => return Ok(()),
                     ProcessState::Locked => self.gpu.unlock(pid).await,

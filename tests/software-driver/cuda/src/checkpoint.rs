@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use software_gpu::futex;
-use software_gpu::record::{Record, Request, State, UNANSWERED};
+use software_gpu::record::{Record, Request, State, UNANSWERED, stopped};
 
 use crate::api::{account, driver_api, put};
 use crate::error::{Error, Outcome};
@@ -17,9 +17,14 @@ use crate::error::{Error, Outcome};
 /// The first field of `CUcheckpointLockArgs`: a timeout in milliseconds, 0 for none.
 type LockArguments = *const u32;
 
+/// The record of a process. As with the real driver, no call about a process comes back while it is stopped.
 fn target(pid: c_int) -> Result<&'static Record, Error> {
     let (table, _) = account()?;
-    table.find(pid).ok_or(Error::INVALID_VALUE)
+    let record = table.find(pid).ok_or(Error::NOT_INITIALIZED)?;
+    while stopped(pid) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(record)
 }
 
 /// Moves `record` from one state to another, if it is in the first.
@@ -60,8 +65,7 @@ fn ask(pid: c_int, request: Request, from: State) -> Outcome {
         let (table, _) = account()?;
         let _guard = table.lock();
         let previous = record.request.load(Ordering::SeqCst);
-        let idle = previous == 0 || record.answer.load(Ordering::SeqCst) != UNANSWERED;
-        if record.state() != from || !idle {
+        if record.state() != from || record.moves() {
             return Err(Error::ILLEGAL_STATE);
         }
         record.answer.store(UNANSWERED, Ordering::SeqCst);
@@ -83,7 +87,12 @@ fn ask(pid: c_int, request: Request, from: State) -> Outcome {
 
 driver_api! {
     open(pid) fn cuCheckpointProcessGetState(pid: c_int, state: *mut c_int) {
-        put(state, target(pid)?.state() as c_int)
+        let record = target(pid)?;
+        // The real driver answers when the move under way has ended, whoever asked for it.
+        while record.moves() && record.alive() {
+            futex::wait(&record.answer, UNANSWERED, Duration::from_millis(5));
+        }
+        put(state, record.state() as c_int)
     }
 
     open(pid) fn cuCheckpointProcessGetRestoreThreadId(pid: c_int, thread: *mut c_int) {

@@ -87,7 +87,7 @@ fn serve_requests(pid: u32) {
 }
 
 fn checkpoint(table: &Table, record: &Record) -> Outcome {
-    if record.managed.load(Ordering::SeqCst) + record.ipc.load(Ordering::SeqCst) > 0 {
+    if record.managed.load(Ordering::SeqCst) > 0 {
         return Err(Error::NOT_SUPPORTED);
     }
     take_time(&record.held, table.machine().out_mib_s);
@@ -107,11 +107,16 @@ fn restore(table: &Table, record: &Record) -> Outcome {
     take_time(&record.host, table.machine().in_mib_s);
     let _guard = table.lock();
     let wanted = |gpu: usize| record.host[gpu].load(Ordering::SeqCst);
-    let fits = (0..table.machine().gpus.len()).all(|gpu| table.free(gpu) >= wanted(gpu));
-    let imported = record.imported.load(Ordering::SeqCst) > 0;
-    if !fits || imported {
+    // These two leave the process checkpointed for good (seen with driver 580).
+    if record.imported.load(Ordering::SeqCst) > 0 {
+        return Err(Error::NOT_SUPPORTED);
+    }
+    if record.ipc.load(Ordering::SeqCst) > 0 {
+        return Err(Error::INVALID_VALUE);
+    }
+    if !(0..table.machine().gpus.len()).all(|gpu| table.free(gpu) >= wanted(gpu)) {
         record.set_state(State::Failed);
-        return Err(if imported { Error::NOT_SUPPORTED } else { Error::OUT_OF_MEMORY });
+        return Err(Error::OUT_OF_MEMORY);
     }
     for gpu in 0..MAX_GPUS {
         let bytes = record.host[gpu].swap(0, Ordering::SeqCst);

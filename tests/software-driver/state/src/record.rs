@@ -78,7 +78,7 @@ pub struct Record {
     pub managed: AtomicU32,
     /// Live imported shareable handles: a checkpoint passes, the restore fails.
     pub imported: AtomicU32,
-    /// Live legacy IPC mappings: a checkpoint is refused.
+    /// Live mappings of other processes' memory by legacy IPC: the same.
     pub ipc: AtomicU32,
     spare: AtomicU32,
     /// Bytes on each GPU.
@@ -113,6 +113,11 @@ impl Record {
         self.pid().is_some_and(|pid| started(pid) == Some(self.born.load(Ordering::SeqCst)))
     }
 
+    /// Whether its restore thread has been asked for something that it has not done yet.
+    pub fn moves(&self) -> bool {
+        self.request.load(Ordering::SeqCst) != 0 && self.answer.load(Ordering::SeqCst) == UNANSWERED
+    }
+
     /// Bytes held on `gpu`, as NVML tells them at this moment.
     pub fn seen_by_nvml(&self, gpu: usize) -> u64 {
         let ghost = if now() < self.ghost_until.load(Ordering::SeqCst) {
@@ -136,6 +141,12 @@ impl Record {
         self.ghost_until.store(0, Ordering::SeqCst);
         self.pid.store(0, Ordering::SeqCst);
     }
+}
+
+/// Whether process `pid` is stopped (`SIGSTOP`).
+pub fn stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rfind(')').is_some_and(|end| stat[end..].starts_with(") T"))
 }
 
 /// When process `pid` started, in clock ticks since boot (`/proc/PID/stat`, field 22), or `None` if it does not
