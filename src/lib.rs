@@ -11,6 +11,7 @@
 //! | [`router`] | the OpenAI-compatible endpoint |
 //! | [`job`] | the allocation: GPUs, cores, memory, end time; run directory and endpoint file |
 //! | [`process`] | how processes are started, known, frozen and ended |
+//! | [`observe`] | metrics: what can be seen from outside |
 //! | [`engine`] | what an engine is: launch, readiness, logs |
 //! | [`gpu`] | the driver and NVML behind one child process |
 //! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
@@ -20,6 +21,7 @@ pub mod config;
 pub mod engine;
 pub mod gpu;
 pub mod job;
+pub mod observe;
 pub mod process;
 pub mod router;
 pub mod scheduler;

@@ -52,8 +52,11 @@ impl Drop for Lease {
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Denied {
-    /// No model of that name; the names that exist.
-    UnknownModel { known: Vec<String> },
+    /// No model of that name.
+    UnknownModel {
+        /// The names that exist.
+        known: Vec<String>,
+    },
     /// The scheduler's reason.
     Rejected(Rejection),
 }
@@ -86,12 +89,28 @@ pub enum Verb {
     Unpin,
 }
 
+impl Verb {
+    /// As paths and answers spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Pin => "pin",
+            Self::Unpin => "unpin",
+        }
+    }
+}
+
 /// What the router asks of the daemon.
 pub trait Gate {
     /// Admits a request for `model` and waits for its lease. Dropping the future takes it out of the queue.
     fn lease(self: Rc<Self>, model: &str) -> LocalFuture<Result<Lease, Denied>>;
     /// The models in config order.
     fn models(&self) -> Vec<ModelView>;
+    /// Whether a model is resident now; while it is not, silence of its engine means nothing.
+    fn is_resident(&self, model: &str) -> bool {
+        self.models().iter().any(|m| m.name == model && m.state == "resident")
+    }
     /// Carries out an admin verb and waits for its outcome.
     fn admin(self: Rc<Self>, model: &str, verb: Verb) -> LocalFuture<Result<(), VerbError>>;
     /// The whole state of the run as JSON (`swapserve status --json`).
@@ -110,7 +129,10 @@ pub trait Gate {
 #[derive(Clone, Debug, PartialEq)]
 pub enum VerbError {
     /// No such model.
-    UnknownModel { known: Vec<String> },
+    UnknownModel {
+        /// The names that exist.
+        known: Vec<String>,
+    },
     /// The reason, for people (409).
     Refused(String),
 }

@@ -1,0 +1,3 @@
+//! What can be seen of a run from outside.
+
+pub mod metrics;
