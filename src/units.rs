@@ -25,6 +25,11 @@ impl Moment {
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
+
+    /// The moment `d` earlier; the run's beginning if that is later.
+    pub fn before(self, d: Duration) -> Moment {
+        Moment(self.0.saturating_sub(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)))
+    }
 }
 
 impl ops::Add<Duration> for Moment {
@@ -108,6 +113,98 @@ pub struct Footprint {
     pub host: Bytes,
     /// Running slots: how many engines compute on the job's cores at once (CPU engines only).
     pub slots: u32,
+}
+
+impl Footprint {
+    /// `each` bytes on every one of `gpus` (indices of the job's GPUs).
+    pub fn on_gpus(gpus: &[usize], each: Bytes) -> Self {
+        let len = gpus.iter().max().map_or(0, |last| last + 1);
+        let mut gpu = SmallVec::from_elem(Bytes(0), len);
+        gpus.iter().for_each(|&at| gpu[at] = each);
+        Footprint { gpu, ..Footprint::default() }
+    }
+
+    /// The same with `host` bytes of host memory.
+    pub fn with_host(self, host: Bytes) -> Self {
+        Footprint { host, ..self }
+    }
+
+    /// The same with `slots` running slots.
+    pub fn with_slots(self, slots: u32) -> Self {
+        Footprint { slots, ..self }
+    }
+
+    /// Bytes on the job's GPU `at`.
+    pub fn on_gpu(&self, at: usize) -> Bytes {
+        self.gpu.get(at).copied().unwrap_or_default()
+    }
+
+    /// The larger of the two, resource by resource.
+    pub fn max(&self, other: &Footprint) -> Footprint {
+        self.zip(other, Bytes::max, u32::max)
+    }
+
+    /// The sum, resource by resource.
+    pub fn plus(&self, other: &Footprint) -> Footprint {
+        self.zip(other, |a, b| a + b, u32::saturating_add)
+    }
+
+    /// What is left of `self` after `other`, resource by resource; zero where that would be negative.
+    pub fn minus(&self, other: &Footprint) -> Footprint {
+        self.zip(other, Bytes::saturating_sub, u32::saturating_sub)
+    }
+
+    /// `self` on the resources that `other` takes any of; zero on the rest.
+    pub fn masked_by(&self, other: &Footprint) -> Footprint {
+        let keep = |a: Bytes, b: Bytes| if b.0 > 0 { a } else { Bytes(0) };
+        self.zip(other, keep, |a, b| if b > 0 { a } else { 0 })
+    }
+
+    /// Whether it is at most `room` on every resource.
+    pub fn within(&self, room: &Footprint) -> bool {
+        self.minus(room).is_zero()
+    }
+
+    /// Whether it takes nothing of any resource.
+    pub fn is_zero(&self) -> bool {
+        self.host.0 == 0 && self.slots == 0 && self.gpu.iter().all(|b| b.0 == 0)
+    }
+
+    /// Bytes in all, over GPUs and host.
+    pub fn bytes(&self) -> Bytes {
+        self.gpu.iter().copied().sum::<Bytes>() + self.host
+    }
+
+    fn zip(
+        &self,
+        other: &Footprint,
+        bytes: impl Fn(Bytes, Bytes) -> Bytes,
+        slots: impl Fn(u32, u32) -> u32,
+    ) -> Footprint {
+        let len = self.gpu.len().max(other.gpu.len());
+        Footprint {
+            gpu: (0..len).map(|at| bytes(self.on_gpu(at), other.on_gpu(at))).collect(),
+            host: bytes(self.host, other.host),
+            slots: slots(self.slots, other.slots),
+        }
+    }
+}
+
+impl fmt::Display for Footprint {
+    /// `24.0 GiB of GPU 0, 3.0 GiB of host memory`; `nothing` where all is zero.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gpus = self.gpu.iter().enumerate().filter(|(_, b)| b.0 > 0);
+        let mut parts: Vec<String> = gpus.map(|(at, b)| format!("{b} of GPU {at}")).collect();
+        if self.host.0 > 0 {
+            parts.push(format!("{} of host memory", self.host));
+        }
+        match self.slots {
+            0 => {}
+            1 => parts.push("1 running slot".to_owned()),
+            n => parts.push(format!("{n} running slots")),
+        }
+        f.write_str(if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }.as_str())
+    }
 }
 
 /// How an engine is swapped, fastest first. Compound ones run in the order of their name.

@@ -8,6 +8,7 @@ use std::time::Duration;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
 pub enum Event {
     /// A request for a model arrived and its body has been read.
     Arrived { request: RequestId, model: ModelId },
@@ -50,6 +51,7 @@ pub enum Event {
 /// Something to carry out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "effect", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
 pub enum Effect {
     /// Start the engine; its resident footprint is reserved.
     Start { model: ModelId },
@@ -70,6 +72,7 @@ pub enum Effect {
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
 pub enum Rejection {
     /// The model's queue is at its limit (429); `retry_after` is an estimate, at most 120 s.
     QueueFull { limit: u32, retry_after: Duration },
@@ -83,6 +86,31 @@ pub enum Rejection {
     Draining,
     /// The job ends before an answer could be had (503, do not retry).
     JobEnding { remaining: Duration },
+}
+
+impl std::fmt::Display for Rejection {
+    /// A sentence for the client.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |d: &Duration| d.as_secs_f64();
+        match self {
+            Rejection::QueueFull { limit, retry_after } => {
+                write!(
+                    f,
+                    "{limit} requests wait for the model already; try again in {:.0} s",
+                    seconds(retry_after)
+                )
+            }
+            Rejection::WaitedTooLong { bound } => {
+                write!(f, "the model could not be had within {:.0} s", seconds(bound))
+            }
+            Rejection::EngineFailed { detail } => write!(f, "the engine failed: {detail}"),
+            Rejection::NeverFits { detail } => write!(f, "the model can never fit: {detail}"),
+            Rejection::Draining => f.write_str("the run is ending and takes no more requests"),
+            Rejection::JobEnding { remaining } => {
+                write!(f, "the job ends in {:.0} s, before the model could answer", seconds(remaining))
+            }
+        }
+    }
 }
 
 /// What went wrong with an engine.

@@ -7,11 +7,170 @@
 //! ```text
 //!            Start            Started            SwapOut          SwappedOut
 //!   Cold ───────────► Starting ───────► Resident ───────► SwappingOut ───────► Out
-//!     ▲                  │                 ▲  ▲                │                 │ SwapIn
-//!     │ backoff          │ StartFailed     │  └── refused ─────┘                 ▼
-//!     └──────────────────┴──► Failed       └──────────── SwappedIn ──────── SwappingIn
+//!    ▲ ▲                  │              │   ▲ ▲               │               │ │ SwapIn
+//!    │ └── failed, later ─┤              │   │ └─── refused ───┘               │ ▼
+//!    │                    ▼              │   └───────── SwappedIn ──────── SwappingIn
+//!    │  AskIn          Failed            │ Stop                                │
+//!    │◄───────────────── ▲  ▲            ▼                                     │ Stop
+//!    │    given up ──────┘  └──────── Stopping ◄───────────────────────────────┘
+//!    └──────────────── Stopped ──────────┘         (a process that ends by itself: to Cold, from anywhere)
 //! ```
+//!
+//! | state | holds in the ledger | its requests |
+//! | --- | --- | --- |
+//! | `Cold` | nothing | wait for a start |
+//! | `Starting` | the larger of `starting` and `resident` | wait |
+//! | `Resident` | `resident` | are dispatched at once; closed (*leaving*): new ones wait, those in flight finish |
+//! | `SwappingOut`, `SwappingIn` | the larger of `resident` and `out` | wait; those in flight are paused |
+//! | `Out` | `out` | wait; those in flight are paused, and want it back |
+//! | `Stopping` | what it held | wait |
+//! | `Failed` | nothing | are rejected |
+//!
+//! The rules, each in the file that carries it out:
+//!
+//! - *Room* ([`mod@ledger`]): a move reserves all it needs before it begins, and what it frees counts when it is
+//!   reported done. Only a measured footprint can be over the capacity; then nothing more begins there.
+//! - *Order* ([`mod@placement`]): whoever waits longest is placed first, and what it needs stays promised to it.
+//! - *Victims* ([`mod@policy`]): the cheapest set that covers what is missing; idle before busy; never a pinned one.
+//! - *Busy victims*: closed when they have been resident for `min_resident` and the waiting side has waited `patience`
+//!   (less, the more it outweighs the busy side); drained; after `drain_limit` swapped out in mid-generation if their
+//!   streams survive that, else drained on.
+//! - *Requests* ([`mod@admission`]): dispatched at once, queued, or denied with a reason; those that wait for the same
+//!   model are dispatched together. Each one ends.
+//! - *Failures* ([`mod@lifecycle`]): tried again after a delay that doubles, given up after some; a refused swap-out
+//!   spares the engine for a while and another victim is found.
+//! - *Time* ([`mod@deadline`]): bounds are kept by [`Event::Wake`] at [`Scheduler::next_wake`].
+//!
+//! The cost of a step does not depend on the number of waiting requests. Arrivals and releases that change no decision
+//! look at one model; the others look at all models.
+//!
+//! A stranger adds a rule about *who goes* in `policy.rs`, about *when* in `placement.rs`, and a new kind of event in
+//! `event.rs` and [`Scheduler::step`].
 
+mod admission;
+mod deadline;
+mod demand;
 pub mod event;
+mod explain;
+mod invariants;
+mod ledger;
+mod lifecycle;
+mod model;
+mod operator;
+mod placement;
+mod policy;
+mod queue;
+mod spec;
+mod state;
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
+mod view;
 
 pub use event::{Effect, EngineFault, Event, Rejection, SwapMeasure};
+pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, Reason, What};
+pub use ledger::LedgerView;
+pub use spec::{Bounds, ModelSpec, RestartPolicy};
+pub use state::State;
+pub use view::ModelStatus;
+
+use crate::units::{Footprint, Moment};
+use ledger::Ledger;
+use model::Model;
+use queue::Requests;
+
+/// The whole state of scheduling on one node. Owned by one task.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    models: Vec<Model>,
+    ledger: Ledger,
+    requests: Requests,
+    bounds: Bounds,
+    /// When the job ends, where that is known.
+    ends: Option<Moment>,
+    /// No admission and no swaps any more.
+    draining: bool,
+    /// Engines are being started for the first time.
+    booting: bool,
+    /// Somebody wants in who is not on the way: an engine that becomes idle is of interest.
+    wanting: bool,
+    /// The earliest moment at which a busy engine may be closed for somebody.
+    gate: Option<Moment>,
+    wake: Option<Moment>,
+}
+
+impl Scheduler {
+    /// A scheduler that has started nothing yet.
+    pub fn new(specs: Vec<ModelSpec>, capacity: Footprint, bounds: Bounds) -> Self {
+        Scheduler {
+            models: specs.into_iter().map(Model::new).collect(),
+            ledger: Ledger::new(capacity),
+            requests: Requests::new(),
+            bounds,
+            ends: None,
+            draining: false,
+            booting: false,
+            wanting: false,
+            gate: None,
+            wake: None,
+        }
+    }
+
+    /// Starts every engine, as many at once as fit. Each one is resident after its trial and goes out when another one
+    /// needs the room; the preloaded and pinned ones are brought back when all are through.
+    pub fn boot(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.want_all(now);
+        self.settle(now, effects);
+    }
+
+    /// Takes in what happened and appends what is to be done about it.
+    pub fn step(&mut self, now: Moment, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Arrived { request, model } => self.arrived(request, model, now, effects),
+            Event::Cancelled { request } | Event::Released { request } => self.ended(request, now, effects),
+            Event::Started { model, measure } => {
+                if self.state(model) == State::Starting {
+                    self.came_in(model, &measure, now, effects);
+                }
+            }
+            Event::SwappedIn { model, measure } => {
+                if self.state(model) == State::SwappingIn {
+                    self.came_in(model, &measure, now, effects);
+                }
+            }
+            Event::StartFailed { model, fault } => self.start_failed(model, fault, now, effects),
+            Event::SwappedOut { model, measure } => self.went_out(model, &measure, now, effects),
+            Event::SwapOutFailed { model, fault, lost: false } => {
+                self.refused_to_go(model, fault, now, effects)
+            }
+            Event::SwapInFailed { model, fault, lost: false } => self.stayed_out(model, fault, now, effects),
+            Event::SwapOutFailed { model, fault, lost: true }
+            | Event::SwapInFailed { model, fault, lost: true }
+            | Event::EngineDied { model, fault } => self.lost(model, fault, now, effects),
+            Event::Stopped { model } => self.stopped(model, now, effects),
+            Event::AskIn { ask, model } => self.ask_in(ask, model, now, effects),
+            Event::AskOut { ask, model } => self.ask_out(ask, model, now, effects),
+            Event::Pin { model, pinned } => self.pin(model, pinned, now, effects),
+            Event::Capacity { capacity } => self.set_capacity(capacity, now, effects),
+            Event::JobEnds { remaining } => self.job_ends(remaining, now, effects),
+            Event::Drain => self.drain(now, effects),
+            Event::Wake => self.settle(now, effects),
+        }
+    }
+
+    /// When to step with [`Event::Wake`] though nothing else happens. May be early, is never late.
+    pub fn next_wake(&self) -> Option<Moment> {
+        self.wake
+    }
+
+    /// Makes every decision that is due.
+    fn settle(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.expire(now, effects);
+        self.place(now, effects);
+        if self.boot_is_over(now) {
+            self.place(now, effects);
+        }
+        self.wake = self.next_deadline(now);
+    }
+}

@@ -1,0 +1,316 @@
+//! Why a model is where it is, and what was decided about it lately.
+//!
+//! Reasons are closed enums; [`Explanation`] adds a sentence for people to each. Nothing here decides anything.
+
+use super::{
+    Scheduler,
+    model::{Model, Why},
+    state::State,
+};
+use crate::units::{Footprint, ModelId, Moment};
+use serde::Serialize;
+use std::{collections::VecDeque, time::Duration};
+
+/// The answer to "why is this model (not) resident, and why did it go".
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The model.
+    pub model: String,
+    /// Its engine's state.
+    pub state: State,
+    /// Why it is in that state.
+    pub reason: Reason,
+    /// The same for people.
+    pub text: String,
+    /// What was decided about it, the latest first.
+    pub history: Vec<Past>,
+}
+
+/// A past decision, for people and scripts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Past {
+    /// When, since the run began.
+    pub at: Moment,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+    /// The same for people.
+    pub text: String,
+}
+
+/// Why a model is where it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
+pub enum Reason {
+    /// It is resident and answers.
+    Serving { leases: u32 },
+    /// It is resident, closed to new requests, and its running ones finish.
+    Draining { leases: u32, room_for: Option<ModelId> },
+    /// A start, a swap or a stop is under way.
+    Moving { since: Moment },
+    /// Nobody asks for it.
+    NotWanted,
+    /// Room is being made: others are leaving.
+    RoomIsMade,
+    /// There is no room, and those who have it may not be closed yet, or ever.
+    NoRoom { lack: Footprint, held_by: Vec<Holder> },
+    /// It failed and is tried again.
+    Backoff { until: Moment, detail: String },
+    /// It failed and was given up; only an operator's ask tries again.
+    GivenUp { detail: String },
+    /// Requests for it are refused: it can never fit, or the job ends before it could answer.
+    Refused { detail: String },
+    /// The run is ending: nothing is swapped any more.
+    Ending,
+}
+
+/// An engine that holds what another one lacks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Holder {
+    /// Its name.
+    pub model: String,
+    /// What it holds.
+    pub holds: Footprint,
+    /// Why it has not been asked to leave.
+    pub because: Keeps,
+}
+
+/// Why an engine keeps its room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "keeps", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
+pub enum Keeps {
+    /// It is pinned.
+    Pinned,
+    /// It has requests, and patience has not passed.
+    Busy { until: Moment },
+    /// It refused its last swap-out and is spared for a while.
+    Spared { until: Moment },
+    /// It is on its way.
+    Moving,
+    /// It is leaving.
+    Leaving,
+    /// It alone would not be enough.
+    NotEnough,
+}
+
+/// Something that was decided or happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
+pub enum What {
+    /// Its way in began.
+    CameIn { waited: Duration },
+    /// It was closed to new requests for `whom`.
+    Closed { whom: ModelId, running: u32 },
+    /// It was opened again: the room is not needed any more.
+    Reopened,
+    /// Its swap-out began.
+    WentOut { why: OutWhy, in_flight: u32 },
+    /// It was stopped, because the host had no room for what it would take while out.
+    Stopped { why: OutWhy },
+    /// Its swap-out was refused.
+    RefusedToGo { detail: String, spared: Duration },
+    /// It failed.
+    Broke { detail: String, again: Duration },
+    /// It was given up.
+    GaveUp { detail: String },
+}
+
+/// Why an engine left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields are described at their variant")]
+pub enum OutWhy {
+    /// To make room.
+    Room { whom: ModelId },
+    /// The operator asked.
+    Asked,
+    /// Nobody had used it for its `idle_ttl`.
+    IdleTtl,
+    /// Measured footprints, or a stranger's memory, exceed what the job has.
+    OverCapacity,
+}
+
+/// The last decisions about one model.
+#[derive(Clone, Debug, Default)]
+pub(super) struct History(VecDeque<(Moment, What)>);
+
+impl History {
+    const KEPT: usize = 8;
+
+    pub(super) fn note(&mut self, now: Moment, what: What) {
+        self.0.truncate(Self::KEPT - 1);
+        self.0.push_front((now, what));
+    }
+}
+
+impl Scheduler {
+    /// Why the model is where it is, seen from `now`.
+    pub fn explain(&self, id: ModelId, now: Moment) -> Explanation {
+        let model = self.model(id);
+        let reason = self.reason(id, now);
+        let history = model.history.0.iter().map(|(at, what)| Past {
+            at: *at,
+            what: what.clone(),
+            text: format!("{} ago: {}", seconds(now.since(*at)), self.past_text(what)),
+        });
+        Explanation {
+            model: model.spec.name.to_string(),
+            state: model.state,
+            text: self.text(&reason, now),
+            history: history.collect(),
+            reason,
+        }
+    }
+
+    fn reason(&self, id: ModelId, now: Moment) -> Reason {
+        let model = self.model(id);
+        let detail = || model.faults.last.as_ref().map(|fault| fault.detail.clone()).unwrap_or_default();
+        match (model.state, model.leaving) {
+            (State::Resident, None) => Reason::Serving { leases: model.leases },
+            (State::Resident, Some(leaving)) => {
+                let room_for = if let Why::Room(whom) = leaving.why { Some(whom) } else { None };
+                Reason::Draining { leases: model.leases, room_for }
+            }
+            (State::Failed, _) => Reason::GivenUp { detail: detail() },
+            (State::Cold | State::Out, _) => match (model.demand(), self.cannot_serve(id, now)) {
+                _ if self.draining => Reason::Ending,
+                (_, Some(refusal)) => Reason::Refused { detail: refusal.to_string() },
+                (None, None) => Reason::NotWanted,
+                _ if model.faults.not_before > now => {
+                    Reason::Backoff { until: model.faults.not_before, detail: detail() }
+                }
+                _ => self.why_no_room(id, now),
+            },
+            _ => Reason::Moving { since: model.since },
+        }
+    }
+
+    fn why_no_room(&self, id: ModelId, now: Moment) -> Reason {
+        let nothing = Footprint::default();
+        let model = self.model(id);
+        let need = model.coming_in().minus(&model.held);
+        let lack = self.ledger.lack_after(&need, &nothing, &nothing);
+        let holders =
+            self.models_by_id().filter(|(other, m)| *other != id && !m.held.masked_by(&lack).is_zero());
+        let held_by: Vec<Holder> = holders
+            .map(|(other, m)| Holder {
+                model: m.spec.name.to_string(),
+                holds: m.held.masked_by(&lack),
+                because: self.keeps(other, m, id, now),
+            })
+            .collect();
+        if held_by.iter().any(|holder| matches!(holder.because, Keeps::Leaving)) {
+            Reason::RoomIsMade
+        } else {
+            Reason::NoRoom { lack, held_by }
+        }
+    }
+
+    fn keeps(&self, other: ModelId, model: &Model, whom: ModelId, now: Moment) -> Keeps {
+        match model.state {
+            State::SwappingOut | State::Stopping => Keeps::Leaving,
+            State::Starting | State::SwappingIn => Keeps::Moving,
+            _ if model.leaving.is_some() => Keeps::Leaving,
+            _ if model.pinned => Keeps::Pinned,
+            _ if model.faults.spared_until > now => Keeps::Spared { until: model.faults.spared_until },
+            State::Resident if model.is_busy() => match self.model(whom).demand() {
+                Some(demand) => Keeps::Busy { until: self.may_close_at(now, other, whom, demand) },
+                None => Keeps::NotEnough,
+            },
+            _ => Keeps::NotEnough,
+        }
+    }
+
+    fn name(&self, id: ModelId) -> &str {
+        &self.model(id).spec.name
+    }
+
+    fn text(&self, reason: &Reason, now: Moment) -> String {
+        let left = |until: &Moment| seconds(until.since(now));
+        match reason {
+            Reason::Serving { leases: 0 } => "it is resident and idle".to_owned(),
+            Reason::Serving { leases } => format!("it is resident and answers {leases} requests"),
+            Reason::Draining { leases, room_for: Some(whom) } => {
+                format!("it makes room for {}: closed to new requests, {leases} still run", self.name(*whom))
+            }
+            Reason::Draining { leases, room_for: None } => {
+                format!("it was asked to go out, {leases} requests still run")
+            }
+            Reason::Moving { since } => format!("on its way for {}", seconds(now.since(*since))),
+            Reason::NotWanted => "nobody asks for it".to_owned(),
+            Reason::RoomIsMade => "others are leaving to make room for it".to_owned(),
+            Reason::NoRoom { lack, held_by } => {
+                let holders = held_by.iter().map(|holder| {
+                    let because = match &holder.because {
+                        Keeps::Pinned => "pinned".to_owned(),
+                        Keeps::Busy { until } => format!("busy, not closed for another {}", left(until)),
+                        Keeps::Spared { until } => {
+                            format!("could not be swapped out, spared for {}", left(until))
+                        }
+                        Keeps::Moving => "on its way".to_owned(),
+                        Keeps::Leaving => "leaving".to_owned(),
+                        Keeps::NotEnough => "its room alone is not enough".to_owned(),
+                    };
+                    format!("{} holds {} ({because})", holder.model, holder.holds)
+                });
+                let holders: Vec<String> = holders.collect();
+                format!(
+                    "it lacks {lack}; {}",
+                    if holders.is_empty() {
+                        "it is not the job's to give".to_owned()
+                    } else {
+                        holders.join("; ")
+                    }
+                )
+            }
+            Reason::Backoff { until, detail } => {
+                format!("it failed ({detail}) and is tried again in {}", left(until))
+            }
+            Reason::GivenUp { detail } => {
+                format!("it failed and was given up: {detail}; `swapserve swap in` tries again")
+            }
+            Reason::Refused { detail } => detail.clone(),
+            Reason::Ending => "the run is ending: nothing is swapped any more".to_owned(),
+        }
+    }
+
+    fn past_text(&self, what: &What) -> String {
+        let because = |why: &OutWhy| match why {
+            OutWhy::Room { whom } => format!("to make room for {}", self.name(*whom)),
+            OutWhy::Asked => "as the operator asked".to_owned(),
+            OutWhy::IdleTtl => "nobody had used it for its idle_ttl".to_owned(),
+            OutWhy::OverCapacity => "the engines measured more than the job has".to_owned(),
+        };
+        match what {
+            What::CameIn { waited } => format!("brought in after {} of waiting", seconds(*waited)),
+            What::Closed { whom, running } => {
+                format!("closed for {} with {running} requests running", self.name(*whom))
+            }
+            What::Reopened => "opened again, its room is not needed".to_owned(),
+            What::WentOut { why, in_flight: 0 } => format!("swapped out: {}", because(why)),
+            What::WentOut { why, in_flight } => {
+                format!(
+                    "swapped out with {in_flight} streams paused, its drain took too long: {}",
+                    because(why)
+                )
+            }
+            What::Stopped { why } => {
+                format!("stopped, the host has no room for it while out: {}", because(why))
+            }
+            What::RefusedToGo { detail, spared } => {
+                format!("could not be swapped out ({detail}); left alone for {}", seconds(*spared))
+            }
+            What::Broke { detail, again } => {
+                format!("failed ({detail}); tried again after {}", seconds(*again))
+            }
+            What::GaveUp { detail } => format!("given up: {detail}"),
+        }
+    }
+}
+
+fn seconds(d: Duration) -> String {
+    format!("{:.1} s", d.as_secs_f64())
+}

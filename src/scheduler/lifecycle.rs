@@ -1,0 +1,199 @@
+//! What engines report: moves that are done or failed, and processes that ended.
+//!
+//! A report that does not belong to the model's state (a late one, after the process was seen to end) changes nothing.
+
+use super::{
+    Scheduler,
+    demand::Urgency,
+    event::{Effect, EngineFault, Rejection, SwapMeasure},
+    explain::What,
+    model::{Leaving, Why},
+    state::State,
+};
+use crate::units::{Footprint, ModelId, Moment};
+use std::time::Duration;
+
+/// How long an engine whose swap-out was refused is spared, the first time; doubled each time up to the second.
+const SPARED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+impl Scheduler {
+    /// It is resident: after its start and trial, or after a swap-in.
+    pub(super) fn came_in(&mut self, id: ModelId, measure: &SwapMeasure, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        match model.state {
+            State::Starting => model.timing.start = Some(measure.took),
+            State::SwappingIn => {
+                model.timing.swap_in = Some(measure.took);
+                model.swaps_in += 1;
+            }
+            _ => return,
+        }
+        model.learn(measure);
+        let resident = model.resident.clone();
+        self.ledger.correct(&mut model.held, resident);
+        model.way_in = Some(model.since);
+        model.enter(State::Resident, now);
+        (model.resident_since, model.last_used) = (now, now);
+        model.wish = None;
+        for (ask, _) in model.asks_in.drain(..) {
+            fx.push(Effect::Answer { ask, result: Ok(()) });
+        }
+        self.dispatch_waiting(id, now, fx);
+        let model = &mut self.models[id.index()];
+        if !model.asks_out.is_empty() {
+            model.leaving = Some(Leaving { since: now, why: Why::Asked });
+        }
+        self.settle(now, fx);
+    }
+
+    /// It is out, and its resources have been seen to be free.
+    pub(super) fn went_out(&mut self, id: ModelId, measure: &SwapMeasure, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        if model.state != State::SwappingOut {
+            return;
+        }
+        model.timing.swap_out = Some(measure.took);
+        model.swaps_out += 1;
+        model.faults.refusals = 0;
+        model.learn(measure);
+        let out = model.out.clone();
+        self.ledger.correct(&mut model.held, out);
+        model.enter(State::Out, now);
+        model.answer_asks_out(Ok(()), fx);
+        self.settle(now, fx);
+    }
+
+    /// A swap-out was refused: the engine is resident as before and is spared for a while.
+    pub(super) fn refused_to_go(
+        &mut self,
+        id: ModelId,
+        fault: EngineFault,
+        now: Moment,
+        fx: &mut Vec<Effect>,
+    ) {
+        let model = &mut self.models[id.index()];
+        if model.state != State::SwappingOut {
+            return;
+        }
+        let spared = SPARED.0.saturating_mul(1 << model.faults.refusals.min(8)).min(SPARED.1);
+        model.faults.refusals += 1;
+        model.faults.spared_until = now + spared;
+        let resident = model.resident.clone();
+        self.ledger.correct(&mut model.held, resident);
+        model.enter(State::Resident, now);
+        model.history.note(now, What::RefusedToGo { detail: fault.detail.clone(), spared });
+        model.answer_asks_out(Err(&fault.detail), fx);
+        model.faults.last = Some(fault);
+        self.dispatch_waiting(id, now, fx);
+        self.settle(now, fx);
+    }
+
+    /// A swap-in failed and the engine is out as before: tried again after a delay.
+    pub(super) fn stayed_out(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        if model.state != State::SwappingIn {
+            return;
+        }
+        let out = model.out.clone();
+        self.ledger.correct(&mut model.held, out);
+        model.enter(State::Out, now);
+        self.failed(id, fault, now, fx);
+    }
+
+    /// A start failed; nothing of the engine is left.
+    pub(super) fn start_failed(
+        &mut self,
+        id: ModelId,
+        fault: EngineFault,
+        now: Moment,
+        fx: &mut Vec<Effect>,
+    ) {
+        if self.models[id.index()].state == State::Starting {
+            self.lost(id, fault, now, fx);
+        }
+    }
+
+    /// The engine's process is gone, whatever it was doing; nothing of it holds a resource any more.
+    pub(super) fn lost(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        if !model.state.has_process() {
+            return;
+        }
+        let expected = model.state == State::Stopping;
+        self.vacate(id, now);
+        self.models[id.index()].answer_asks_out(Ok(()), fx);
+        if expected {
+            self.after_stop(id, now, fx);
+        } else {
+            self.failed(id, fault, now, fx);
+        }
+    }
+
+    /// The engine was stopped as asked.
+    pub(super) fn stopped(&mut self, id: ModelId, now: Moment, fx: &mut Vec<Effect>) {
+        if self.models[id.index()].state != State::Stopping {
+            return;
+        }
+        self.vacate(id, now);
+        self.models[id.index()].answer_asks_out(Ok(()), fx);
+        self.after_stop(id, now, fx);
+    }
+
+    fn after_stop(&mut self, id: ModelId, now: Moment, fx: &mut Vec<Effect>) {
+        if self.models[id.index()].faults.hopeless {
+            self.give_up(id, now, fx);
+        }
+        self.settle(now, fx);
+    }
+
+    /// Nothing of the process is left: its leases hold nothing, its resources are free.
+    fn vacate(&mut self, id: ModelId, now: Moment) {
+        let model = &mut self.models[id.index()];
+        self.ledger.correct(&mut model.held, Footprint::default());
+        model.enter(State::Cold, now);
+        model.leases = 0;
+        model.life += 1;
+    }
+
+    /// Notes a failure: tried again after a delay that doubles, or given up.
+    fn failed(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
+        let draining = self.draining;
+        let model = &mut self.models[id.index()];
+        let policy = model.spec.restart;
+        model.faults.recent.retain(|at| now.since(*at) < policy.window);
+        model.faults.recent.push(now);
+        let failures = model.faults.recent.len() as u32;
+        let hopeless = !fault.retry || failures >= policy.give_up;
+        let delay = policy.first.saturating_mul(1 << (failures - 1).min(16)).min(policy.longest);
+        if !hopeless {
+            model.history.note(now, What::Broke { detail: fault.detail.clone(), again: delay });
+            model.faults.not_before = now + delay;
+            if model.state == State::Cold && !draining {
+                model.wish = Some((Urgency::Start, now));
+            }
+            model.faults.last = Some(fault);
+        } else {
+            model.faults.last = Some(fault);
+            self.give_up(id, now, fx);
+        }
+        self.settle(now, fx);
+    }
+
+    /// Rejects everybody who waits for it. A process that is left is stopped first.
+    fn give_up(&mut self, id: ModelId, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        let detail = model.faults.last.as_ref().map(|fault| fault.detail.clone()).unwrap_or_default();
+        if model.state == State::Out {
+            model.faults.hopeless = true;
+            model.leases = 0;
+            model.life += 1;
+            model.enter(State::Stopping, now);
+            fx.push(Effect::Stop { model: id });
+        } else {
+            model.faults.hopeless = false;
+            model.enter(State::Failed, now);
+            model.history.note(now, What::GaveUp { detail: detail.clone() });
+        }
+        self.turn_away(id, &Rejection::EngineFailed { detail }, fx);
+    }
+}

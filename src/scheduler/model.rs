@@ -1,0 +1,218 @@
+//! What the scheduler knows of one model.
+
+use super::{
+    demand::{Demand, Rate, Urgency},
+    event::{EngineFault, SwapMeasure},
+    explain::History,
+    queue::Queue,
+    spec::ModelSpec,
+    state::State,
+};
+use crate::units::{Footprint, MechanismKind, ModelId, Moment};
+use smallvec::SmallVec;
+use std::time::Duration;
+
+/// One model: its engine's state, who waits for it and who uses it.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    pub(super) spec: ModelSpec,
+    pub(super) state: State,
+    /// When the state was entered.
+    pub(super) since: Moment,
+    pub(super) pinned: bool,
+    pub(super) mechanism: Option<MechanismKind>,
+    pub(super) keeps_streams: bool,
+    /// What it takes while resident and while out, as known now.
+    pub(super) resident: Footprint,
+    pub(super) out: Footprint,
+    /// What the ledger counts for it.
+    pub(super) held: Footprint,
+    pub(super) queue: Queue,
+    /// Requests on this life of the engine.
+    pub(super) leases: u32,
+    /// Counts the engine's processes: leases of an earlier life hold nothing.
+    pub(super) life: u32,
+    /// Closed to new leases, and why. Only while resident.
+    pub(super) leaving: Option<Leaving>,
+    pub(super) resident_since: Moment,
+    /// When its last way in began.
+    pub(super) way_in: Option<Moment>,
+    /// Last arrival or release.
+    pub(super) last_used: Moment,
+    pub(super) asks_in: SmallVec<[(u64, Moment); 2]>,
+    pub(super) asks_out: SmallVec<[u64; 2]>,
+    pub(super) wish: Option<(Urgency, Moment)>,
+    pub(super) faults: Faults,
+    pub(super) rate: Rate,
+    pub(super) timing: Timing,
+    pub(super) swaps_in: u64,
+    pub(super) swaps_out: u64,
+    pub(super) history: History,
+}
+
+/// Why a resident engine is closed to new requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leaving {
+    pub(super) since: Moment,
+    pub(super) why: Why,
+}
+
+/// On whose behalf an engine leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// To make room for this model.
+    Room(ModelId),
+    /// The operator asked.
+    Asked,
+}
+
+/// What went wrong lately and what follows from it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Faults {
+    /// Recent failures of starts, swap-ins and processes.
+    pub(super) recent: SmallVec<[Moment; 8]>,
+    /// No start or swap-in before then.
+    pub(super) not_before: Moment,
+    /// Not chosen as a victim before then: its last swap-out was refused.
+    pub(super) spared_until: Moment,
+    /// Refused swap-outs in a row.
+    pub(super) refusals: u32,
+    pub(super) last: Option<EngineFault>,
+    /// Given up; the engine only still has to be stopped.
+    pub(super) hopeless: bool,
+}
+
+/// How long its moves took last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Timing {
+    pub(super) start: Option<Duration>,
+    pub(super) swap_in: Option<Duration>,
+    pub(super) swap_out: Option<Duration>,
+}
+
+impl Model {
+    pub(super) fn new(spec: ModelSpec) -> Self {
+        Model {
+            state: State::Cold,
+            since: Moment::ZERO,
+            pinned: spec.pin,
+            mechanism: None,
+            keeps_streams: spec.keeps_streams,
+            resident: spec.resident.clone(),
+            out: spec.out.clone(),
+            held: Footprint::default(),
+            queue: Queue::default(),
+            leases: 0,
+            life: 0,
+            leaving: None,
+            resident_since: Moment::ZERO,
+            way_in: None,
+            last_used: Moment::ZERO,
+            asks_in: SmallVec::new(),
+            asks_out: SmallVec::new(),
+            wish: None,
+            faults: Faults::default(),
+            rate: Rate::default(),
+            timing: Timing::default(),
+            swaps_in: 0,
+            swaps_out: 0,
+            history: History::default(),
+            spec,
+        }
+    }
+
+    /// Enters the next state of the diagram.
+    pub(super) fn enter(&mut self, state: State, now: Moment) {
+        debug_assert!(self.state.can_become(state), "{}: {} to {state}", self.spec.name, self.state);
+        self.state = state;
+        self.since = now;
+        self.leaving = None;
+    }
+
+    /// Whether a request that arrives is dispatched at once.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Resident && self.leaving.is_none()
+    }
+
+    /// Whether somebody would notice if it left.
+    pub(super) fn is_busy(&self) -> bool {
+        self.leases > 0 || !self.queue.is_empty()
+    }
+
+    /// Whether a swap has paused streams of its that still have clients.
+    pub(super) fn has_paused_streams(&self) -> bool {
+        self.state == State::Out && self.leases > 0
+    }
+
+    /// Since when and how urgently it is wanted; `None` if nobody wants it.
+    pub(super) fn demand(&self) -> Option<Demand> {
+        let request = self.queue.front().map(|waiting| waiting.arrived);
+        let ask = self.asks_in.first().map(|(_, since)| *since);
+        let paused = self.has_paused_streams().then_some(self.since);
+        let awaited = [request, ask, paused].into_iter().flatten().min();
+        match (awaited, self.wish) {
+            (Some(since), _) => Some(Demand { urgency: Urgency::Awaited, since }),
+            (None, Some((urgency, since))) => Some(Demand { urgency, since }),
+            (None, None) => None,
+        }
+    }
+
+    /// How much work stands behind it, in requests.
+    pub(super) fn weight(&self, now: Moment) -> f64 {
+        f64::from(self.leases) + f64::from(self.queue.len()) + self.asks_in.len() as f64 + self.rate.at(now)
+    }
+
+    /// What it holds from the moment it begins to come in.
+    pub(super) fn coming_in(&self) -> Footprint {
+        match (self.state, self.mechanism) {
+            (State::Cold | State::Failed, _) => self.spec.starting.max(&self.resident),
+            (_, Some(MechanismKind::Restart)) => self.spec.starting.max(&self.resident).max(&self.held),
+            _ => self.resident.max(&self.held),
+        }
+    }
+
+    /// What it holds while it goes out.
+    pub(super) fn going_out(&self) -> Footprint {
+        self.held.max(&self.out)
+    }
+
+    /// What the move under way frees when it ends.
+    pub(super) fn will_free(&self) -> Footprint {
+        match self.state {
+            State::Starting | State::SwappingIn => self.held.minus(&self.resident),
+            State::SwappingOut => self.held.minus(&self.out),
+            State::Stopping => self.held.clone(),
+            State::Cold | State::Resident | State::Out | State::Failed => Footprint::default(),
+        }
+    }
+
+    /// How long its next way in is expected to take; zero where nothing is known yet.
+    pub(super) fn expected_in(&self) -> Duration {
+        match self.state {
+            State::Cold | State::Failed => self.timing.start.unwrap_or_default(),
+            _ => self.timing.swap_in.unwrap_or_else(|| self.guess()),
+        }
+    }
+
+    /// How long its next way out is expected to take.
+    pub(super) fn expected_out(&self) -> Duration {
+        self.timing.swap_out.unwrap_or_else(|| self.guess())
+    }
+
+    /// A move that has never been measured: half a second and 10 GiB/s.
+    fn guess(&self) -> Duration {
+        Duration::from_millis(500) + Duration::from_nanos(self.resident.bytes().0 / 10)
+    }
+
+    /// Takes over what a move measured. An empty resident footprint means that it was not measured.
+    pub(super) fn learn(&mut self, measure: &SwapMeasure) {
+        if let Some(mechanism) = measure.mechanism {
+            self.mechanism = Some(mechanism);
+            self.keeps_streams = mechanism.keeps_streams();
+        }
+        if !measure.resident.is_zero() {
+            self.resident = measure.resident.clone();
+        }
+        self.out = measure.out.clone();
+    }
+}

@@ -1,0 +1,257 @@
+//! Who comes in and who goes: the one decision, made afresh from the whole state.
+//!
+//! Everybody who wants in is looked at in order: the more urgent first, then who has waited longest. Each one either
+//! fits and begins; or waits for frees that are under way; or has victims chosen for it; or waits for the moment from
+//! which a busy engine may be closed. What it needs stays promised to it: whoever comes later begins only if that leaves
+//! the promise whole, so small models pass a big one only where they do not delay it.
+//!
+//! Victims are chosen anew each time. A busy engine that was closed for somebody and is no longer needed (another one
+//! became idle, the client went away) is opened again.
+
+use super::{
+    Scheduler,
+    demand::{Demand, Urgency, scaled_patience},
+    event::Effect,
+    explain::{OutWhy, What},
+    model::{Leaving, Why},
+    policy::{Candidate, Choice, Kind, choose},
+    state::State,
+};
+use crate::units::{Footprint, ModelId, Moment};
+
+/// What the models ahead in the line have been given.
+struct Line {
+    /// What they need and do not hold yet.
+    promised: Footprint,
+    /// What moves under way and chosen victims free.
+    freed: Footprint,
+    /// Victim and beneficiary.
+    victims: Vec<(ModelId, Option<ModelId>)>,
+}
+
+impl Scheduler {
+    /// Decides and begins what can begin. Leaves the earliest moment at which patience runs out in `self.gate`.
+    pub(super) fn place(&mut self, now: Moment, fx: &mut Vec<Effect>) {
+        self.gate = None;
+        let mut line = Line {
+            promised: Footprint::default(),
+            freed: self.models.iter().fold(Footprint::default(), |sum, m| sum.plus(&m.will_free())),
+            victims: Vec::new(),
+        };
+        self.wanting = false;
+        if !self.draining {
+            self.relieve(now, &mut line);
+            for (demand, id) in self.line_up(now) {
+                self.place_one(now, id, demand, &mut line, fx);
+            }
+        }
+        self.close_and_open(now, &line.victims, fx);
+    }
+
+    /// Everybody who wants in and could come in, in order.
+    fn line_up(&mut self, now: Moment) -> Vec<(Demand, ModelId)> {
+        let mut wanting: Vec<_> = Vec::new();
+        for (index, model) in self.models.iter().enumerate() {
+            let id = ModelId(index as u32);
+            let Some(demand) = model.demand() else { continue };
+            let away = !matches!(model.state, State::Resident | State::Starting | State::SwappingIn);
+            self.wanting |= away;
+            if model.state.can_come_in() && model.faults.not_before <= now && !model.faults.hopeless {
+                // Of those that only the config wants, the ones to be kept come last and so stay.
+                let kept = model.pinned || model.spec.preload;
+                wanting.push((demand, demand.urgency != Urgency::Awaited && kept, id));
+            }
+        }
+        wanting.sort_by_key(|(demand, kept, id)| (demand.urgency, demand.since, *kept, *id));
+        wanting.into_iter().map(|(demand, _, id)| (demand, id)).collect()
+    }
+
+    fn place_one(&mut self, now: Moment, id: ModelId, demand: Demand, line: &mut Line, fx: &mut Vec<Effect>) {
+        if let Some(reason) = self.cannot_serve(id, now) {
+            return self.turn_away(id, &reason, fx);
+        }
+        let model = &self.models[id.index()];
+        let need = model.coming_in().minus(&model.held);
+        let lack = self.ledger.lack_after(&need, &line.promised, &line.freed);
+        if lack.is_zero() {
+            if self.come_in(id, now, demand, fx) {
+                return;
+            }
+        } else {
+            let candidates = self.candidates(now, Some((id, demand)), line);
+            match choose(now, &lack, &candidates) {
+                Choice::Go(victims) => line.take(&victims, &candidates, Some(id)),
+                Choice::NotBefore(at) => self.gate = Some(self.gate.map_or(at, |gate| gate.min(at))),
+                Choice::Impossible => return,
+            }
+        }
+        line.promised = line.promised.plus(&need);
+    }
+
+    /// Begins the way in if the ledger has the room now.
+    fn come_in(&mut self, id: ModelId, now: Moment, demand: Demand, fx: &mut Vec<Effect>) -> bool {
+        let model = &mut self.models[id.index()];
+        let next = model.coming_in();
+        if !self.ledger.reserve(&mut model.held, next) {
+            return false;
+        }
+        model.history.note(now, What::CameIn { waited: now.since(demand.since) });
+        if model.state == State::Cold {
+            model.enter(State::Starting, now);
+            fx.push(Effect::Start { model: id });
+        } else {
+            model.enter(State::SwappingIn, now);
+            fx.push(Effect::SwapIn { model: id });
+        }
+        true
+    }
+
+    /// Where measured footprints or a shrunken capacity put the ledger over, idle engines go.
+    fn relieve(&self, now: Moment, line: &mut Line) {
+        let lack = self.ledger.over().minus(&line.freed);
+        if !lack.is_zero() {
+            let candidates = self.candidates(now, None, line);
+            if let Choice::Go(victims) = choose(now, &lack, &candidates) {
+                line.take(&victims, &candidates, None);
+            }
+        }
+    }
+
+    /// The engines that could make room, for somebody or (`None`) because the ledger is over its capacity.
+    fn candidates(&self, now: Moment, whom: Option<(ModelId, Demand)>, line: &Line) -> Vec<Candidate> {
+        let eligible = self.models_by_id().filter(|(id, model)| {
+            let wanting = whom.is_some_and(|(whom, _)| whom == *id);
+            let taken = line.victims.iter().any(|(victim, _)| victim == id);
+            !wanting && !taken && !model.pinned && model.faults.spared_until <= now
+        });
+        let candidates = eligible.filter_map(|(id, model)| {
+            let kind = self.kind_of_victim(now, id, whom)?;
+            let frees = match kind {
+                Kind::Stop => model.held.clone(),
+                Kind::Idle | Kind::Busy { .. } => model.held.minus(&model.out),
+            };
+            let cost = match model.leaving {
+                Some(_) => 0.0,
+                None => {
+                    (model.expected_out() + model.expected_in()).as_secs_f64() * (1.0 + model.weight(now))
+                }
+            };
+            Some(Candidate { model: id, frees, kind, cost, last_used: model.last_used })
+        });
+        candidates.collect()
+    }
+
+    /// What the leaving of engine `id` would mean, if it may leave at all for `whom`.
+    fn kind_of_victim(&self, now: Moment, id: ModelId, whom: Option<(ModelId, Demand)>) -> Option<Kind> {
+        let model = &self.models[id.index()];
+        let urgency = whom.map_or(Urgency::Preload, |(_, demand)| demand.urgency);
+        let may_stop = urgency != Urgency::Preload;
+        let asked = model.leaving.is_some_and(|leaving| leaving.why == Why::Asked);
+        match model.state {
+            State::Resident if asked => Some(Kind::Idle),
+            State::Resident if model.is_busy() => {
+                let (whom, demand) = whom.filter(|_| urgency == Urgency::Awaited)?;
+                Some(Kind::Busy { ready: self.may_close_at(now, id, whom, demand) })
+            }
+            State::Resident if self.ledger.has_room(&model.going_out().minus(&model.held)) => {
+                Some(Kind::Idle)
+            }
+            State::Resident => may_stop.then_some(Kind::Stop),
+            State::Out => {
+                let (_, demand) = whom.filter(|_| may_stop && model.leases == 0)?;
+                model.demand().is_none_or(|its| demand < its).then_some(Kind::Stop)
+            }
+            _ => None,
+        }
+    }
+
+    /// The moment from which the busy engine `id` may be closed for `whom`.
+    pub(super) fn may_close_at(&self, now: Moment, id: ModelId, whom: ModelId, demand: Demand) -> Moment {
+        let (busy, waiting) = (&self.models[id.index()], &self.models[whom.index()]);
+        match busy.leaving {
+            Some(leaving) if leaving.why == Why::Room(whom) => leaving.since,
+            _ => {
+                let patience = scaled_patience(self.bounds.patience, busy.weight(now), waiting.weight(now));
+                (busy.resident_since + self.bounds.min_resident).max(demand.since + patience)
+            }
+        }
+    }
+
+    /// Closes the chosen victims, opens those that are no longer needed, and lets go who can go.
+    fn close_and_open(&mut self, now: Moment, victims: &[(ModelId, Option<ModelId>)], fx: &mut Vec<Effect>) {
+        for index in 0..self.models.len() {
+            let id = ModelId(index as u32);
+            let model = &mut self.models[index];
+            match victims.iter().find(|(victim, _)| *victim == id) {
+                Some((_, None)) => self.go_out(id, now, OutWhy::OverCapacity, fx),
+                Some((_, Some(whom))) if model.state == State::Out => {
+                    self.stop(id, now, OutWhy::Room { whom: *whom }, fx);
+                }
+                Some((_, Some(whom))) => self.close(id, now, *whom),
+                None if model.leaving.is_some_and(|leaving| matches!(leaving.why, Why::Room(_))) => {
+                    model.leaving = None;
+                    model.history.note(now, What::Reopened);
+                    self.dispatch_waiting(id, now, fx);
+                }
+                None => {}
+            }
+            if let Some(leaving) = self.models[index].leaving {
+                let why = match leaving.why {
+                    Why::Room(whom) => OutWhy::Room { whom },
+                    Why::Asked => OutWhy::Asked,
+                };
+                self.go_out(id, now, why, fx);
+            }
+        }
+    }
+
+    fn close(&mut self, id: ModelId, now: Moment, whom: ModelId) {
+        let model = &mut self.models[id.index()];
+        match &mut model.leaving {
+            Some(Leaving { why: why @ Why::Room(_), .. }) => *why = Why::Room(whom),
+            Some(_) => {}
+            None => {
+                model.leaving = Some(Leaving { since: now, why: Why::Room(whom) });
+                if model.leases > 0 {
+                    model.history.note(now, What::Closed { whom, running: model.leases });
+                }
+            }
+        }
+    }
+
+    /// Begins the swap-out of an engine if it may go now: drained, or drained for too long and its streams survive.
+    /// Where the host has no room for what it takes while out, it is stopped instead.
+    pub(super) fn go_out(&mut self, id: ModelId, now: Moment, why: OutWhy, fx: &mut Vec<Effect>) {
+        let limit = self.bounds.drain_limit;
+        let model = &mut self.models[id.index()];
+        let overdue = model.leaving.is_some_and(|leaving| leaving.since + limit <= now);
+        if model.leases > 0 && !(overdue && model.keeps_streams) {
+            return;
+        }
+        let next = model.going_out();
+        if self.ledger.reserve(&mut model.held, next) {
+            let in_flight = model.leases;
+            model.history.note(now, What::WentOut { why, in_flight });
+            model.enter(State::SwappingOut, now);
+            fx.push(Effect::SwapOut { model: id, in_flight });
+        } else if model.leases == 0 {
+            self.stop(id, now, why, fx);
+        }
+    }
+
+    fn stop(&mut self, id: ModelId, now: Moment, why: OutWhy, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        model.history.note(now, What::Stopped { why });
+        model.enter(State::Stopping, now);
+        fx.push(Effect::Stop { model: id });
+    }
+}
+
+impl Line {
+    fn take(&mut self, victims: &[ModelId], candidates: &[Candidate], whom: Option<ModelId>) {
+        for candidate in candidates.iter().filter(|c| victims.contains(&c.model)) {
+            self.freed = self.freed.plus(&candidate.frees);
+        }
+        self.victims.extend(victims.iter().map(|victim| (*victim, whom)));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the scheduler is told before it begins: the models and the bounds.
+
+use crate::{config::plan::SchedulerPlan, units::Footprint};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use std::{sync::Arc, time::Duration};
+
+/// One model, as the scheduler needs to know it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Its name, for texts.
+    pub name: Arc<str>,
+    /// Never chosen as a victim.
+    pub pin: bool,
+    /// Resident when the run begins to serve, as far as the room allows.
+    pub preload: bool,
+    /// Indices of the job's GPUs it runs on; empty for a CPU engine.
+    pub gpus: SmallVec<[usize; 8]>,
+    /// What it takes while resident: declared or estimated, until [`super::SwapMeasure`] tells better.
+    pub resident: Footprint,
+    /// What it takes while out: declared or estimated, until measured.
+    pub out: Footprint,
+    /// What it takes from launch to the end of its trial, the trial's swap-out included.
+    pub starting: Footprint,
+    /// Whether requests in flight survive a swap, until the trial has chosen the mechanism.
+    pub keeps_streams: bool,
+    /// Swapped out after this long without a request.
+    pub idle_ttl: Option<Duration>,
+    /// How often and how fast it is started again after a failure.
+    pub restart: RestartPolicy,
+}
+
+/// How an engine that failed is started again: after `first`, then twice that, and so on up to `longest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// Delay after the first failure.
+    pub first: Duration,
+    /// Longest delay.
+    pub longest: Duration,
+    /// Given up at this many failures within `window`.
+    pub give_up: u32,
+    /// Failures older than this are forgotten.
+    pub window: Duration,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        RestartPolicy {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(60),
+            give_up: 5,
+            window: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The bounds a user can rely on; each one is explained at [`SchedulerPlan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Requests that may wait for one model.
+    pub queue_limit: u32,
+    /// Longest wait.
+    pub max_wait: Duration,
+    /// Least residency of an engine that has work.
+    pub min_resident: Duration,
+    /// How long a waiting model bears a busy one.
+    pub patience: Duration,
+    /// Longest drain before a busy engine is swapped out in mid-generation.
+    pub drain_limit: Duration,
+}
+
+impl From<&SchedulerPlan> for Bounds {
+    fn from(plan: &SchedulerPlan) -> Self {
+        Bounds {
+            queue_limit: plan.queue_limit,
+            max_wait: plan.max_wait,
+            min_resident: plan.min_resident,
+            patience: plan.patience,
+            drain_limit: plan.drain_limit,
+        }
+    }
+}

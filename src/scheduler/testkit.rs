@@ -1,0 +1,232 @@
+//! Builders and a small world for the tests: models on GPUs of 80 GiB, engines that answer when told to.
+
+use super::*;
+use crate::units::{Bytes, MechanismKind, ModelId, RequestId};
+use std::{fmt::Write, time::Duration};
+
+/// A model of `gib` on GPU 0; its state while out is `gib` of host memory.
+pub(super) fn model(name: &str, gib: u64) -> ModelBuilder {
+    let resident = Footprint::on_gpus(&[0], Bytes::gib(gib));
+    ModelBuilder(ModelSpec {
+        name: name.into(),
+        pin: false,
+        preload: false,
+        gpus: [0].into_iter().collect(),
+        out: Footprint::default().with_host(Bytes::gib(gib)),
+        starting: resident.clone().with_host(Bytes::gib(gib)),
+        resident,
+        keeps_streams: false,
+        idle_ttl: None,
+        restart: RestartPolicy::default(),
+    })
+}
+
+/// Builds a [`ModelSpec`].
+pub(super) struct ModelBuilder(ModelSpec);
+
+impl ModelBuilder {
+    pub(super) fn on(mut self, gpus: &[usize]) -> Self {
+        let each = self.0.resident.on_gpu(self.0.gpus[0]);
+        self.0.resident = Footprint::on_gpus(gpus, each);
+        self.0.starting = self.0.resident.clone().with_host(self.0.out.host);
+        self.0.gpus = gpus.iter().copied().collect();
+        self
+    }
+
+    pub(super) fn pinned(mut self) -> Self {
+        self.0.pin = true;
+        self
+    }
+
+    pub(super) fn preloaded(mut self) -> Self {
+        self.0.preload = true;
+        self
+    }
+
+    pub(super) fn keeping_streams(mut self) -> Self {
+        self.0.keeps_streams = true;
+        self
+    }
+
+    pub(super) fn idle_ttl(mut self, seconds: u64) -> Self {
+        self.0.idle_ttl = Some(Duration::from_secs(seconds));
+        self
+    }
+
+    pub(super) fn build(self) -> ModelSpec {
+        self.0
+    }
+}
+
+pub(super) fn bounds() -> Bounds {
+    Bounds {
+        queue_limit: 4,
+        max_wait: Duration::from_secs(300),
+        min_resident: Duration::from_secs(5),
+        patience: Duration::from_secs(20),
+        drain_limit: Duration::from_secs(30),
+    }
+}
+
+/// `gpus` of 80 GiB each, and 400 GiB of host memory.
+pub(super) fn capacity(gpus: usize) -> Footprint {
+    let all: Vec<usize> = (0..gpus).collect();
+    Footprint::on_gpus(&all, Bytes::gib(80)).with_host(Bytes::gib(400)).with_slots(2)
+}
+
+/// A scheduler with a clock and a transcript. Every step is followed by the check of all invariants.
+pub(super) struct Desk {
+    pub(super) scheduler: Scheduler,
+    pub(super) now: Moment,
+    pub(super) effects: Vec<Effect>,
+    next_request: u64,
+}
+
+impl Desk {
+    /// Nothing started; one GPU.
+    pub(super) fn new(models: Vec<ModelBuilder>) -> Self {
+        Self::with_gpus(1, models)
+    }
+
+    pub(super) fn with_gpus(gpus: usize, models: Vec<ModelBuilder>) -> Self {
+        let specs = models.into_iter().map(ModelBuilder::build).collect();
+        let scheduler = Scheduler::new(specs, capacity(gpus), bounds());
+        Desk { scheduler, now: Moment::ZERO, effects: Vec::new(), next_request: 0 }
+    }
+
+    /// Booted: every engine was started and answered at once; whoever did not fit is out.
+    pub(super) fn booted(models: Vec<ModelBuilder>) -> Self {
+        let mut desk = Self::new(models);
+        desk.boot();
+        desk
+    }
+
+    pub(super) fn boot(&mut self) {
+        let mut effects = Vec::new();
+        self.scheduler.boot(self.now, &mut effects);
+        self.effects.extend(effects);
+        self.run_moves();
+        self.transcript();
+    }
+
+    /// Reports every move that was asked for as done, until none is left.
+    pub(super) fn run_moves(&mut self) {
+        let mut seen = 0;
+        while let Some(effect) = self.effects.get(seen).cloned() {
+            seen += 1;
+            if let Some(event) = self.done(&effect) {
+                self.tell(event);
+            }
+        }
+    }
+
+    /// The report that `effect` was carried out.
+    pub(super) fn done(&self, effect: &Effect) -> Option<Event> {
+        match *effect {
+            Effect::Start { model } => Some(Event::Started { model, measure: self.measure(model) }),
+            Effect::SwapIn { model } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
+            Effect::SwapOut { model, .. } => Some(Event::SwappedOut { model, measure: self.measure(model) }),
+            Effect::Stop { model } => Some(Event::Stopped { model }),
+            _ => None,
+        }
+    }
+
+    /// A measure that says what was known before; moves take a second.
+    pub(super) fn measure(&self, model: ModelId) -> SwapMeasure {
+        let view = self.scheduler.view(model);
+        let took = Duration::from_secs(1);
+        let keeps = self.scheduler.model(model).keeps_streams;
+        let mechanism = Some(if keeps { MechanismKind::Park } else { MechanismKind::Sleep });
+        SwapMeasure { mechanism, resident: view.resident, out: view.out, took, ..SwapMeasure::default() }
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        self.scheduler.step(self.now, event, &mut self.effects);
+        self.scheduler.check_invariants().unwrap_or_else(|broken| panic!("at {:?}: {broken}", self.now));
+    }
+
+    /// Lets `seconds` pass, waking the scheduler whenever it asked for it.
+    pub(super) fn pass(&mut self, seconds: u64) {
+        let until = self.now + Duration::from_secs(seconds);
+        while let Some(wake) = self.scheduler.next_wake().filter(|wake| *wake <= until) {
+            assert!(wake > self.now, "a wake must lie ahead");
+            self.now = wake;
+            self.tell(Event::Wake);
+        }
+        self.now = until;
+    }
+
+    pub(super) fn id(&self, name: &str) -> ModelId {
+        let at =
+            self.scheduler.models.iter().position(|m| &*m.spec.name == name).expect("a model of the test");
+        ModelId(at as u32)
+    }
+
+    /// A request arrives; its number.
+    pub(super) fn request(&mut self, name: &str) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.tell(Event::Arrived { request, model: self.id(name) });
+        request
+    }
+
+    pub(super) fn release(&mut self, request: RequestId) {
+        self.tell(Event::Released { request });
+    }
+
+    pub(super) fn cancel(&mut self, request: RequestId) {
+        self.tell(Event::Cancelled { request });
+    }
+
+    /// The move that was asked of `name` is done.
+    pub(super) fn finish(&mut self, name: &str) {
+        let model = self.id(name);
+        let measure = self.measure(model);
+        self.tell(match self.scheduler.state(model) {
+            State::Starting => Event::Started { model, measure },
+            State::SwappingIn => Event::SwappedIn { model, measure },
+            State::SwappingOut => Event::SwappedOut { model, measure },
+            State::Stopping => Event::Stopped { model },
+            state => panic!("{name} is {state}"),
+        });
+    }
+
+    pub(super) fn fault(retry: bool) -> EngineFault {
+        EngineFault { detail: "it broke".to_owned(), retry }
+    }
+
+    pub(super) fn state(&self, name: &str) -> State {
+        self.scheduler.state(self.id(name))
+    }
+
+    pub(super) fn reason(&self, name: &str) -> Reason {
+        self.scheduler.explain(self.id(name), self.now).reason
+    }
+
+    /// What was asked for since the last call, one line each, with names.
+    pub(super) fn transcript(&mut self) -> String {
+        let mut text = String::new();
+        for effect in self.effects.drain(..) {
+            let name = |id: ModelId| self.scheduler.model(id).spec.name.clone();
+            let line = match effect {
+                Effect::Start { model } => format!("start {}", name(model)),
+                Effect::Stop { model } => format!("stop {}", name(model)),
+                Effect::SwapOut { model, in_flight: 0 } => format!("out {}", name(model)),
+                Effect::SwapOut { model, in_flight } => format!("out {} with {in_flight}", name(model)),
+                Effect::SwapIn { model } => format!("in {}", name(model)),
+                Effect::Dispatch { request, waited, swapping, .. } => {
+                    format!("dispatch {} after {}s ({}s)", request.0, waited.as_secs(), swapping.as_secs())
+                }
+                Effect::Reject { request, reason } => {
+                    let reason = serde_json::to_value(&reason).expect("it serialises");
+                    format!("reject {} {}", request.0, reason["reason"].as_str().unwrap_or_default())
+                }
+                Effect::Answer { ask, result } => {
+                    format!("answer {ask} {}", result.map_or_else(|e| e, |()| "ok".into()))
+                }
+            };
+            writeln!(text, "{line}").expect("a string takes everything");
+        }
+        text.trim_end().to_owned()
+    }
+}
