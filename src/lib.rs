@@ -12,6 +12,7 @@
 //! | [`job`] | the allocation: GPUs, cores, memory, end time; run directory and endpoint file |
 //! | [`process`] | how processes are started, known, frozen and ended |
 //! | [`observe`] | metrics: what can be seen from outside |
+//! | [`topology`] | cores, NUMA nodes, GPUs; who gets which |
 //! | [`engine`] | what an engine is: launch, readiness, logs |
 //! | [`gpu`] | the driver and NVML behind one child process |
 //! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
@@ -26,4 +27,5 @@ pub mod process;
 pub mod router;
 pub mod scheduler;
 pub mod swap;
+pub mod topology;
 pub mod units;

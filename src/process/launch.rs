@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
+use crate::topology::Binding;
+
 /// Where a child reads from.
 #[derive(Debug, Default)]
 pub enum Stdin {
@@ -63,6 +65,7 @@ pub struct Launch {
     pub(super) death_signal: Option<Signal>,
     pub(super) core_dumps: bool,
     pub(super) oom_score_adj: Option<i16>,
+    pub(super) binding: Option<Binding>,
 }
 
 impl Launch {
@@ -81,6 +84,7 @@ impl Launch {
             death_signal: Some(Signal::KILL),
             core_dumps: false,
             oom_score_adj: None,
+            binding: None,
         }
     }
 
@@ -173,6 +177,12 @@ impl Launch {
     /// (`/proc/PID/oom_score_adj`); only raising it needs no privilege.
     pub fn oom_score_adj(mut self, score: i16) -> Self {
         self.oom_score_adj = Some(score);
+        self
+    }
+
+    /// Binds the child, and all it starts, to cores and memory. Without one it keeps this process's own.
+    pub fn binding(mut self, binding: Option<Binding>) -> Self {
+        self.binding = binding;
         self
     }
 

@@ -19,6 +19,7 @@ use super::child::{Child, wait};
 use super::handle::Handle;
 use super::launch::{Group, Launch, Output, Stdin};
 use super::stat::ProcFs;
+use crate::topology::{BindError, Binding};
 
 /// Why a child was not started.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +151,7 @@ fn fork(launch: Launch) -> Result<Handle, SpawnError> {
         core_dumps: launch.core_dumps,
         oom_score_adj: launch.oom_score_adj.map(|score| score.to_string()),
         fds: launch.fds,
+        binding: launch.binding,
     };
     // SAFETY: `ChildSteps::run` only makes system calls on memory that was laid out before the fork.
     unsafe {
@@ -214,6 +216,7 @@ struct ChildSteps {
     core_dumps: bool,
     oom_score_adj: Option<String>,
     fds: Vec<std::os::fd::OwnedFd>,
+    binding: Option<Binding>,
 }
 
 /// One of them, as the byte that the child reports when it fails.
@@ -225,17 +228,21 @@ enum Step {
     CoreDumps,
     OomScore,
     Files,
+    Cores,
+    Memory,
 }
 
 impl Step {
     fn name(byte: u8) -> &'static str {
-        const NAMES: [&str; 6] = [
+        const NAMES: [&str; 8] = [
             "making a session of its own",
             "tying it to this process's life",
             "finding its parent alive",
             "turning core dumps off",
             "setting its out-of-memory score",
             "handing down open files",
+            "binding it to its cores",
+            "binding its memory to its NUMA nodes",
         ];
         NAMES.get(usize::from(byte).wrapping_sub(1)).copied().unwrap_or("setting it up")
     }
@@ -264,6 +271,12 @@ impl ChildSteps {
         }
         for fd in &self.fds {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(at(Step::Files))?;
+        }
+        if let Some(binding) = &self.binding {
+            binding.apply().map_err(|error| match error {
+                BindError::Cores(error) => (Step::Cores, error),
+                BindError::Memory(error) => (Step::Memory, error),
+            })?;
         }
         Ok(())
     }

@@ -146,15 +146,14 @@ impl ProcFs {
         self.each_number(&self.root.join(pid.to_string()).join("task")).unwrap_or_default()
     }
 
-    /// The value of `name` in the environment the process was started with. `None` if it is not there,
-    /// the process is gone or another user's, or it wrote its title over its environment (as
+    /// The environment the process was started with, as `NAME=value` entries that each end in a zero byte.
+    /// Empty for a moment while it executes a program, and for good if it wrote its title over it (as
     /// `setproctitle` does).
-    pub fn initial_env(&self, pid: i32, name: &str) -> Option<String> {
-        let environ = std::fs::read(self.root.join(pid.to_string()).join("environ")).ok()?;
-        environ.split(|&b| b == 0).find_map(|entry| {
-            let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-            Some(String::from_utf8_lossy(value).into_owned())
-        })
+    ///
+    /// # Errors
+    /// When the process is gone or another user's.
+    pub fn environ(&self, pid: i32) -> io::Result<Vec<u8>> {
+        std::fs::read(self.root.join(pid.to_string()).join("environ"))
     }
 
     fn each_number(&self, dir: &Path) -> io::Result<Vec<Stat>> {
@@ -170,6 +169,11 @@ impl ProcFs {
         }
         Ok(found)
     }
+}
+
+/// The value of `name` in what [`ProcFs::environ`] returned.
+pub(super) fn value_in<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    environ.split(|&b| b == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// Reads `NAME/stat` where `NAME` is a number; `None` for the other entries of `/proc`.

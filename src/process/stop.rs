@@ -123,10 +123,12 @@ impl Target {
 fn meet(targets: &mut HashMap<ProcId, Target>, members: Vec<Stat>, how: How) -> io::Result<()> {
     for stat in members {
         match targets.get_mut(&stat.id) {
-            Some(target) if target.how == how => {}
+            // A signal that comes between fork and exec is taken by the parent's handler and lost with it:
+            // another name tells that the program is another, and has not been told.
+            Some(target) if target.how == how && target.stat.comm == stat.comm => {}
             Some(target) => {
-                target.how = how;
                 tell(&target.handle, how)?;
+                (target.how, target.stat) = (how, stat);
             }
             None => {
                 let Some(handle) = Handle::open(stat.id)? else { continue };

@@ -117,7 +117,7 @@ async fn a_failing_exec_says_what_is_wrong() {
 async fn an_open_file_is_handed_down_to_one_child_only() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let spawner = Spawner::start().expect("a thread");
-    let other = spawner.spawn(sh("sleep 600")).await.expect("starts");
+    let other = spawner.spawn(sh("exec sleep 600")).await.expect("starts");
     let mut launch = sh("echo through > /proc/self/fd/$FD");
     let number = launch.inherit_fd(writer.into());
     let child = spawner.spawn(launch.env("FD", number.to_string())).await.expect("starts");
@@ -132,7 +132,7 @@ async fn a_child_outlives_the_runtime_thread_that_asked_for_it() {
     let spawner = Spawner::start().expect("a thread");
     let asked = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async { spawner.spawn(sh("sleep 600")).await.expect("starts").id() })
+        runtime.block_on(async { spawner.spawn(sh("exec sleep 600")).await.expect("starts").id() })
     });
     let id = asked.join().expect("no panic");
     // The asking thread is gone. Were it the child's parent, the child would have been killed with it.
@@ -224,8 +224,10 @@ async fn a_tree_that_keeps_forking_is_ended() {
     lines.next().await;
     let mut tree = child.tree().with_marker("SWAPSERVE_TEST", &marker);
     assert!(stop(&mut tree, PATIENCE).await.expect("stops").is_clean());
-    let marked =
-        |stat: &Stat| ProcFs::default().initial_env(stat.id.pid, "SWAPSERVE_TEST") == Some(marker.clone());
+    let marked = |stat: &Stat| {
+        let environ = ProcFs::default().environ(stat.id.pid).unwrap_or_default();
+        stat::value_in(&environ, "SWAPSERVE_TEST") == Some(marker.as_bytes())
+    };
     assert!(!ProcFs::default().scan().expect("a pass").iter().any(marked));
 }
 

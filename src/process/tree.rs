@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use super::stat::{ProcFs, ProcId, Stat};
+use super::stat::{ProcFs, ProcId, Stat, value_in};
 
 /// An environment variable and its value that every process of a tree was started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,18 +138,17 @@ impl Tree {
     }
 
     /// Drops what the kernel may have given to others by now: the numbers of ended processes, and of
-    /// sessions and groups that nobody known is in any more.
+    /// sessions and groups that are empty or have another leader.
     fn forget_gone(&mut self, live: &HashMap<i32, ProcId>, table: &[Stat]) {
+        // A number stays taken while a session or group of that name has a process in it.
+        let held: HashSet<i32> = table.iter().flat_map(|stat| [stat.session, stat.group]).collect();
+        let known = &self.known;
+        self.began.retain(|leader| {
+            held.contains(leader) && live.get(leader).is_none_or(|id| known.get(leader) == Some(id))
+        });
         let alive = |pid: &i32, id: &mut ProcId| live.get(pid) == Some(id);
         self.known.retain(alive);
         self.strangers.retain(alive);
-        let known = &self.known;
-        let held: HashSet<i32> = table
-            .iter()
-            .filter(|stat| known.contains_key(&stat.id.pid))
-            .flat_map(|stat| [stat.session, stat.group])
-            .collect();
-        self.began.retain(|leader| held.contains(leader));
     }
 
     fn is_marked(&mut self, stat: &Stat) -> bool {
@@ -158,8 +157,11 @@ impl Tree {
         if id.start < self.root.start || self.strangers.get(&id.pid) == Some(&id) {
             return false;
         }
-        let marked = self.proc.initial_env(id.pid, &marker.name).is_some_and(|value| value == marker.value);
-        if !marked {
+        let environ = self.proc.environ(id.pid);
+        let found = |environ: &Vec<u8>| value_in(environ, &marker.name) == Some(marker.value.as_bytes());
+        let marked = environ.as_ref().is_ok_and(found);
+        // An empty one may be that of a process just executing its program: ask again next time.
+        if !marked && environ.is_ok_and(|environ| !environ.is_empty()) {
             self.strangers.insert(id.pid, id);
         }
         marked
