@@ -1,0 +1,129 @@
+//! The driver's functions that are called but not hooked, and the structs they take.
+
+use std::ffi::{c_int, c_uint, c_void};
+
+use crate::hook::real_functions;
+
+/// `CUcontext`.
+pub(crate) type Context = *mut c_void;
+/// `CUstream` or `CUevent`.
+pub(crate) type Handle = *mut c_void;
+
+/// `CUDA_SUCCESS`.
+pub(crate) const SUCCESS: c_int = 0;
+/// `CUDA_ERROR_INVALID_VALUE`.
+pub(crate) const INVALID_VALUE: c_int = 1;
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+pub(crate) const OUT_OF_MEMORY: c_int = 2;
+/// `CUDA_ERROR_NOT_SUPPORTED`.
+pub(crate) const NOT_SUPPORTED: c_int = 801;
+
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+pub(crate) const POSIX_DESCRIPTOR: c_int = 1;
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
+const READ_WRITE: c_int = 3;
+/// `CU_MEM_LOCATION_TYPE_DEVICE`, and `CU_MEM_ALLOCATION_TYPE_PINNED`.
+const ONE: c_int = 1;
+
+/// `CUmemLocation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Location {
+    pub(crate) kind: c_int,
+    pub(crate) id: c_int,
+}
+
+impl Location {
+    pub(crate) fn device(id: c_int) -> Self {
+        Self { kind: ONE, id }
+    }
+
+    pub(crate) fn is_device(self) -> bool {
+        self.kind == ONE
+    }
+}
+
+/// `CUmemAllocationProp`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Properties {
+    pub(crate) kind: c_int,
+    pub(crate) handle_types: c_int,
+    pub(crate) location: Location,
+    pub(crate) win32: *mut c_void,
+    pub(crate) flags: [u8; 8],
+}
+
+// SAFETY: the pointer is for another system and always null; it is never followed.
+unsafe impl Send for Properties {}
+
+impl Properties {
+    /// Plain device memory that can be handed out as a descriptor.
+    pub(crate) fn on_device(device: c_int) -> Self {
+        Self {
+            kind: ONE,
+            handle_types: POSIX_DESCRIPTOR,
+            location: Location::device(device),
+            win32: std::ptr::null_mut(),
+            flags: [0; 8],
+        }
+    }
+}
+
+/// `CUmemAccessDesc`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Access {
+    pub(crate) location: Location,
+    pub(crate) flags: c_int,
+}
+
+impl Access {
+    pub(crate) fn full(device: c_int) -> Self {
+        Self { location: Location::device(device), flags: READ_WRITE }
+    }
+}
+
+real_functions! {
+    cuCtxGetCurrent(out: *mut Context);
+    cuCtxSetCurrent(context: Context);
+    cuCtxGetDevice(out: *mut c_int);
+    cuCtxSynchronize();
+    cuDeviceGetAttribute(out: *mut c_int, attribute: c_int, device: c_int);
+    cuMemAddressReserve(out: *mut u64, bytes: usize, alignment: usize, wanted: u64, flags: u64);
+    cuMemAddressFree(address: u64, bytes: usize);
+    cuStreamIsCapturing(stream: Handle, status: *mut c_int);
+    cuEventCreate(out: *mut Handle, flags: c_uint);
+    cuEventRecord(event: Handle, stream: Handle);
+    cuEventDestroy_v2(event: Handle);
+    cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
+}
+
+/// The current context of this thread, if it has one.
+pub(crate) fn current_context() -> Option<Context> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the pointer is to a live local.
+    let code = unsafe { cuCtxGetCurrent(&raw mut context) };
+    (code == SUCCESS && !context.is_null()).then_some(context)
+}
+
+/// The device of the current context, if its memory can be backed by chunks.
+pub(crate) fn current_device() -> Option<c_int> {
+    /// `CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED`.
+    const VIRTUAL_MEMORY: c_int = 102;
+    /// `CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED`.
+    const DESCRIPTORS: c_int = 103;
+    let mut device = 0;
+    // SAFETY: the pointer is to a live local.
+    if unsafe { cuCtxGetDevice(&raw mut device) } != SUCCESS {
+        return None;
+    }
+    [VIRTUAL_MEMORY, DESCRIPTORS]
+        .into_iter()
+        .all(|attribute| {
+            let mut value = 0;
+            // SAFETY: the pointer is to a live local.
+            unsafe { cuDeviceGetAttribute(&raw mut value, attribute, device) == SUCCESS && value != 0 }
+        })
+        .then_some(device)
+}

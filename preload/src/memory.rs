@@ -1,0 +1,168 @@
+//! Plain allocations, and what is asked about them.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::control;
+use crate::driver::{self, OUT_OF_MEMORY, SUCCESS};
+use crate::gate;
+use crate::hook::hooks;
+use crate::pool;
+use crate::process;
+use crate::registry::{self, SMALLEST};
+
+/// Bytes that the engine may hold on a GPU, as `cuMemGetInfo` tells it.
+const BUDGET: &str = "SWAPSERVE_GPU_BUDGET";
+/// `CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT` of every GPU so far is smaller or equal.
+const PITCH: usize = 512;
+
+/// Managed allocations made: memory that cannot be parked.
+static MANAGED: AtomicU64 = AtomicU64::new(0);
+/// Bytes of legacy IPC handles wanted for parkable memory, which has none.
+static IPC_REFUSED: AtomicU64 = AtomicU64::new(0);
+/// Memory of other processes that was opened here.
+static IMPORTED: AtomicU64 = AtomicU64::new(0);
+
+/// `CUipcMemHandle`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct IpcHandle([u8; 64]);
+
+/// Managed allocations, refused IPC handles, and foreign memory opened.
+pub(crate) fn in_the_way() -> [u64; 3] {
+    [&MANAGED, &IPC_REFUSED, &IMPORTED].map(|count| count.load(Ordering::Relaxed))
+}
+
+/// Memory of another process has been opened.
+pub(crate) fn note_import() {
+    IMPORTED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Device memory in chunks; nothing where that cannot be, so that the driver is asked.
+pub(crate) fn in_chunks(bytes: usize) -> Option<Result<u64, c_int>> {
+    if !process::enabled() || bytes < SMALLEST {
+        return None;
+    }
+    let device = driver::current_device()?;
+    let _inside = gate::pass();
+    let mut result = registry::lock().allocate(bytes, device);
+    if result == Err(OUT_OF_MEMORY) && pool::drop_idle() {
+        result = registry::lock().allocate(bytes, device);
+    }
+    control::start();
+    Some(result)
+}
+
+fn allocate(out: *mut u64, bytes: usize, otherwise: impl FnOnce() -> c_int) -> c_int {
+    match in_chunks(bytes) {
+        Some(Ok(address)) if !out.is_null() => {
+            // SAFETY: not null, and the driver's contract has the caller pass room for an address.
+            unsafe { out.write(address) };
+            SUCCESS
+        }
+        Some(Err(code)) => code,
+        _ => otherwise(),
+    }
+}
+
+/// Gives a region back once the device has done with it; nothing if the address is not one.
+pub(crate) fn free_region(address: u64) -> Option<c_int> {
+    if !process::enabled() {
+        return None;
+    }
+    registry::lock().region_at(address).filter(|(start, _)| *start == address)?;
+    if !gate::capturing() && !gate::is_closed() {
+        // A plain free waits for work under way. A refusal is for the caller's next call to tell.
+        // SAFETY: takes nothing.
+        unsafe { driver::cuCtxSynchronize() };
+    }
+    Some(registry::lock().free(address).err().unwrap_or(SUCCESS))
+}
+
+fn budget() -> Option<usize> {
+    static VALUE: OnceLock<Option<usize>> = OnceLock::new();
+    *VALUE.get_or_init(|| std::env::var(BUDGET).ok()?.parse().ok())
+}
+
+hooks! {
+    fn cuMemAlloc_v2(out: *mut u64, bytes: usize) {
+        // SAFETY: the caller's own arguments.
+        allocate(out, bytes, || unsafe { real::cuMemAlloc_v2(out, bytes) })
+    }
+
+    fn cuMemAllocPitch_v2(out: *mut u64, pitch: *mut usize, width: usize, height: usize, element: c_uint) {
+        let row = width.next_multiple_of(PITCH);
+        let Some(bytes) = row.checked_mul(height).filter(|bytes| *bytes >= SMALLEST && !pitch.is_null()) else {
+            // SAFETY: the caller's own arguments.
+            return unsafe { real::cuMemAllocPitch_v2(out, pitch, width, height, element) };
+        };
+        let mut plain = false;
+        let code = allocate(out, bytes, || {
+            plain = true;
+            // SAFETY: the caller's own arguments.
+            unsafe { real::cuMemAllocPitch_v2(out, pitch, width, height, element) }
+        });
+        if code == SUCCESS && !plain {
+            // SAFETY: not null, and the driver's contract has the caller pass room for the pitch.
+            unsafe { pitch.write(row) };
+        }
+        code
+    }
+
+    fn cuMemFree_v2(address: u64) {
+        // SAFETY: the caller's own argument.
+        free_region(address).unwrap_or_else(|| unsafe { real::cuMemFree_v2(address) })
+    }
+
+    fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usize, address: u64) {
+        let region = if process::enabled() { registry::lock().region_at(address) } else { None };
+        let Some((start, region)) = region else {
+            // SAFETY: the caller's own arguments.
+            return unsafe { real::cuMemGetAddressRange_v2(base, bytes, address) };
+        };
+        // SAFETY: the driver's contract: each is null or has room for its value.
+        unsafe {
+            if let Some(base) = base.as_mut() {
+                *base = start;
+            }
+            if let Some(bytes) = bytes.as_mut() {
+                *bytes = region.bytes;
+            }
+        }
+        SUCCESS
+    }
+
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
+        let _inside = process::enabled().then(gate::pass);
+        // SAFETY: the caller's own arguments.
+        let code = unsafe { real::cuMemGetInfo_v2(free, total) };
+        let limit = budget().filter(|_| code == SUCCESS && process::enabled() && !free.is_null());
+        if let (Some(budget), Some(device)) = (limit, driver::current_device()) {
+            let left = budget.saturating_sub(registry::lock().held(device));
+            // SAFETY: not null, and the driver wrote it.
+            unsafe { *free = left.min(*free) };
+        }
+        code
+    }
+
+    fn cuMemAllocManaged(out: *mut u64, bytes: usize, flags: c_uint) {
+        MANAGED.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's own arguments.
+        unsafe { real::cuMemAllocManaged(out, bytes, flags) }
+    }
+
+    fn cuIpcGetMemHandle(out: *mut c_void, address: u64) {
+        if process::enabled() && registry::lock().region_at(address).is_some() {
+            IPC_REFUSED.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's own arguments.
+        unsafe { real::cuIpcGetMemHandle(out, address) }
+    }
+
+    fn cuIpcOpenMemHandle_v2(out: *mut u64, handle: IpcHandle, flags: c_uint) {
+        note_import();
+        // SAFETY: the caller's own arguments.
+        unsafe { real::cuIpcOpenMemHandle_v2(out, handle, flags) }
+    }
+}

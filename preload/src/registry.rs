@@ -1,0 +1,347 @@
+//! What device memory the engine holds through this library.
+//!
+//! ```text
+//!  region (one cuMemAlloc) ──┐
+//!                            ├─▶ mapping (address, access) ──▶ chunk (physical memory: here, or away)
+//!  engine's own cuMemMap ────┘
+//! ```
+//!
+//! A chunk's number never changes and is what the engine holds as its handle; the driver's handle behind it changes
+//! with each swap. A chunk that is away has no physical memory; its mappings are remembered and made again.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::driver::{self, Access, INVALID_VALUE, Properties, SUCCESS};
+use crate::virtual_memory::real;
+
+/// Allocations below this many bytes stay with the driver, which packs them.
+pub(crate) const SMALLEST: usize = 1 << 20;
+/// The driver's smallest page of device memory, on every GPU that has virtual memory management.
+pub(crate) const GRANULE: usize = 2 << 20;
+/// Bytes of the largest chunk of a region: large ones are created faster, small ones can stay behind one by one.
+const LARGEST_CHUNK: usize = 256 << 20;
+/// Upper half of a handle given to the engine.
+const HANDLE_MARK: u64 = 0x5357_5053 << 32;
+
+/// Physical memory.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) bytes: usize,
+    pub(crate) properties: Properties,
+    /// The driver's handle; nothing while it is away.
+    pub(crate) real: Option<u64>,
+    /// Handles that the engine holds.
+    handles: u32,
+    /// Shared with another process by the engine: never taken away.
+    pub(crate) stays: bool,
+    /// Addresses at which it is mapped.
+    mappings: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    bytes: usize,
+    chunk: u64,
+    access: Vec<Access>,
+}
+
+/// One `cuMemAlloc`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    /// As the engine asked.
+    pub(crate) bytes: usize,
+    /// Whole granules.
+    pub(crate) reserved: usize,
+    pub(crate) device: c_int,
+}
+
+/// Everything held.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    chunks: BTreeMap<u64, Chunk>,
+    mappings: BTreeMap<u64, Mapping>,
+    regions: BTreeMap<u64, Region>,
+    contexts: Vec<usize>,
+    next: u64,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    chunks: BTreeMap::new(),
+    mappings: BTreeMap::new(),
+    regions: BTreeMap::new(),
+    contexts: Vec::new(),
+    next: 1,
+});
+
+/// The registry, locked.
+pub(crate) fn lock() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A driver call's result as a `Result`.
+pub(crate) fn check(code: c_int) -> Result<(), c_int> {
+    if code == SUCCESS { Ok(()) } else { Err(code) }
+}
+
+/// The chunk behind a handle that this library gave out.
+pub(crate) fn chunk_of(handle: u64) -> Option<u64> {
+    (handle & !0xffff_ffff == HANDLE_MARK).then_some(handle & 0xffff_ffff)
+}
+
+/// The handle that the engine gets for a chunk.
+pub(crate) fn handle_of(chunk: u64) -> u64 {
+    HANDLE_MARK | chunk
+}
+
+impl Registry {
+    /// Notes the current context, which is waited for before memory goes.
+    pub(crate) fn note_context(&mut self) {
+        if let Some(context) = driver::current_context()
+            && !self.contexts.contains(&(context as usize))
+        {
+            self.contexts.push(context as usize);
+        }
+    }
+
+    /// Every context noted.
+    pub(crate) fn contexts(&self) -> Vec<usize> {
+        self.contexts.clone()
+    }
+
+    /// A region of device memory; its address.
+    pub(crate) fn allocate(&mut self, bytes: usize, device: c_int) -> Result<u64, c_int> {
+        let reserved = bytes.next_multiple_of(GRANULE);
+        let mut address = 0;
+        // SAFETY: the pointer is to a live local.
+        check(unsafe { driver::cuMemAddressReserve(&raw mut address, reserved, 0, 0, 0) })?;
+        self.regions.insert(address, Region { bytes, reserved, device });
+        match self.back(address, reserved, device) {
+            Ok(()) => {
+                self.note_context();
+                Ok(address)
+            }
+            Err(code) => {
+                self.free(address)?;
+                Err(code)
+            }
+        }
+    }
+
+    fn back(&mut self, address: u64, reserved: usize, device: c_int) -> Result<(), c_int> {
+        let mut done = 0;
+        while done < reserved {
+            let bytes = (reserved - done).min(LARGEST_CHUNK);
+            let chunk = self.create(bytes, Properties::on_device(device), 0)?;
+            if let Err(code) = self.map(address + done as u64, bytes, chunk) {
+                self.settle(chunk);
+                return Err(code);
+            }
+            done += bytes;
+        }
+        self.grant(address, reserved, &[Access::full(device)])
+    }
+
+    /// Gives a region back; nothing if none begins there. Nobody may use it any more.
+    pub(crate) fn free(&mut self, address: u64) -> Result<(), c_int> {
+        let region = self.regions.remove(&address).ok_or(INVALID_VALUE)?;
+        let mapped: Vec<_> = self.within(address, region.reserved).collect();
+        for at in mapped {
+            self.unmap_one(at)?;
+        }
+        // SAFETY: the range was reserved for this region and nothing is mapped in it any more.
+        check(unsafe { driver::cuMemAddressFree(address, region.reserved) })
+    }
+
+    /// The region that an address lies in, with its beginning.
+    pub(crate) fn region_at(&self, address: u64) -> Option<(u64, Region)> {
+        let (&start, &region) = self.regions.range(..=address).next_back()?;
+        (address < start + region.reserved as u64).then_some((start, region))
+    }
+
+    /// Bytes held on a device.
+    pub(crate) fn held(&self, device: c_int) -> usize {
+        let on = |chunk: &&Chunk| chunk.properties.location.id == device;
+        self.chunks.values().filter(on).map(|chunk| chunk.bytes).sum()
+    }
+
+    /// New physical memory with so many handles of the engine's.
+    pub(crate) fn create(
+        &mut self,
+        bytes: usize,
+        properties: Properties,
+        handles: u32,
+    ) -> Result<u64, c_int> {
+        let number = self.next;
+        let real = Some(create_physical(bytes, &properties)?);
+        self.next += 1;
+        let chunk = Chunk { bytes, properties, real, handles, stays: false, mappings: Vec::new() };
+        self.chunks.insert(number, chunk);
+        Ok(number)
+    }
+
+    /// The engine gets one more handle to a chunk.
+    pub(crate) fn retain(&mut self, chunk: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&chunk) {
+            chunk.handles += 1;
+        }
+    }
+
+    /// The engine gives a handle back.
+    pub(crate) fn release(&mut self, number: u64) -> Result<(), c_int> {
+        let chunk = self.chunks.get_mut(&number).filter(|chunk| chunk.handles > 0).ok_or(INVALID_VALUE)?;
+        chunk.handles -= 1;
+        self.settle(number);
+        Ok(())
+    }
+
+    /// A chunk.
+    pub(crate) fn chunk(&mut self, number: u64) -> Option<&mut Chunk> {
+        self.chunks.get_mut(&number)
+    }
+
+    /// Every chunk with its number.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (u64, &Chunk)> {
+        self.chunks.iter().map(|(&number, chunk)| (number, chunk))
+    }
+
+    /// The chunk mapped at an address.
+    pub(crate) fn chunk_at(&self, address: u64) -> Option<u64> {
+        let (&start, mapping) = self.mappings.range(..=address).next_back()?;
+        (address < start + mapping.bytes as u64).then_some(mapping.chunk)
+    }
+
+    /// Maps a whole chunk.
+    pub(crate) fn map(&mut self, address: u64, bytes: usize, number: u64) -> Result<(), c_int> {
+        let chunk = self.chunks.get_mut(&number).ok_or(INVALID_VALUE)?;
+        if let Some(real) = chunk.real {
+            // SAFETY: the caller's own address and range; the driver checks both.
+            check(unsafe { real::cuMemMap(address, bytes, 0, real, 0) })?;
+        }
+        chunk.mappings.push(address);
+        self.mappings.insert(address, Mapping { bytes, chunk: number, access: Vec::new() });
+        Ok(())
+    }
+
+    /// Whether any of this registry's mappings begins in the range.
+    pub(crate) fn has_mappings(&self, address: u64, bytes: usize) -> bool {
+        self.within(address, bytes).next().is_some()
+    }
+
+    /// Unmaps every mapping in the range.
+    pub(crate) fn unmap(&mut self, address: u64, bytes: usize) -> Result<(), c_int> {
+        let mapped: Vec<_> = self.within(address, bytes).collect();
+        mapped.into_iter().try_for_each(|at| self.unmap_one(at))
+    }
+
+    /// Sets who may use the range, on the device and in the record.
+    pub(crate) fn grant(&mut self, address: u64, bytes: usize, access: &[Access]) -> Result<(), c_int> {
+        let mapped: Vec<_> = self.within(address, bytes).collect();
+        let here = mapped.iter().all(|at| self.is_here(*at));
+        if here {
+            // SAFETY: the caller's own range; the slice holds as many as it says.
+            check(unsafe { real::cuMemSetAccess(address, bytes, access.as_ptr(), access.len()) })?;
+        }
+        for at in mapped {
+            if let Some(mapping) = self.mappings.get_mut(&at) {
+                mapping.access.retain(|old| access.iter().all(|new| new.location != old.location));
+                mapping.access.extend_from_slice(access);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk's physical memory away. What it held is lost, unless somebody else has it.
+    pub(crate) fn take_away(&mut self, number: u64) -> Result<(), c_int> {
+        let Some(chunk) = self.chunks.get_mut(&number) else { return Ok(()) };
+        let Some(handle) = chunk.real else { return Ok(()) };
+        for &at in &chunk.mappings {
+            let bytes = self.mappings.get(&at).map_or(0, |mapping| mapping.bytes);
+            // SAFETY: mapped there by this registry; the gate is closed and the device idle.
+            check(unsafe { real::cuMemUnmap(at, bytes) })?;
+        }
+        // SAFETY: the registry's own handle, forgotten here.
+        check(unsafe { real::cuMemRelease(handle) })?;
+        chunk.real = None;
+        Ok(())
+    }
+
+    /// Gives a chunk new physical memory under its old addresses. What it holds is not defined.
+    pub(crate) fn bring_back(&mut self, number: u64) -> Result<(), c_int> {
+        let Some(chunk) = self.chunks.get_mut(&number) else { return Ok(()) };
+        if chunk.real.is_some() {
+            return Ok(());
+        }
+        let handle = create_physical(chunk.bytes, &chunk.properties)?;
+        let mut done = Vec::new();
+        let outcome = chunk.mappings.iter().try_for_each(|&at| {
+            let mapping = self.mappings.get(&at).ok_or(INVALID_VALUE)?;
+            // SAFETY: the address is still reserved and nothing is mapped there while the chunk is away.
+            check(unsafe { real::cuMemMap(at, mapping.bytes, 0, handle, 0) })?;
+            done.push((at, mapping.bytes));
+            if mapping.access.is_empty() {
+                return Ok(());
+            }
+            // SAFETY: just mapped; the vector holds as many as it says.
+            check(unsafe {
+                real::cuMemSetAccess(at, mapping.bytes, mapping.access.as_ptr(), mapping.access.len())
+            })
+        });
+        if let Err(code) = outcome {
+            // The first failure is the one to tell.
+            for (at, bytes) in done {
+                // SAFETY: mapped just now.
+                unsafe { real::cuMemUnmap(at, bytes) };
+            }
+            // SAFETY: made just now and known to nobody.
+            unsafe { real::cuMemRelease(handle) };
+            return Err(code);
+        }
+        chunk.real = Some(handle);
+        Ok(())
+    }
+
+    fn within(&self, address: u64, bytes: usize) -> impl Iterator<Item = u64> {
+        self.mappings.range(address..address + bytes as u64).map(|(&at, _)| at)
+    }
+
+    fn is_here(&self, address: u64) -> bool {
+        let chunk = self.mappings.get(&address).and_then(|mapping| self.chunks.get(&mapping.chunk));
+        chunk.is_some_and(|chunk| chunk.real.is_some())
+    }
+
+    fn unmap_one(&mut self, address: u64) -> Result<(), c_int> {
+        let here = self.is_here(address);
+        let Some(mapping) = self.mappings.get(&address) else { return Ok(()) };
+        if here {
+            // SAFETY: mapped there by this registry.
+            check(unsafe { real::cuMemUnmap(address, mapping.bytes) })?;
+        }
+        let number = mapping.chunk;
+        self.mappings.remove(&address);
+        if let Some(chunk) = self.chunks.get_mut(&number) {
+            chunk.mappings.retain(|&at| at != address);
+        }
+        self.settle(number);
+        Ok(())
+    }
+
+    /// Forgets a chunk that has neither handle nor mapping.
+    fn settle(&mut self, number: u64) {
+        let unused = |chunk: &Chunk| chunk.handles == 0 && chunk.mappings.is_empty();
+        if self.chunks.get(&number).is_some_and(unused)
+            && let Some(Chunk { real: Some(handle), .. }) = self.chunks.remove(&number)
+        {
+            // SAFETY: the registry's own handle, forgotten here. A refusal leaves nothing to be done.
+            unsafe { real::cuMemRelease(handle) };
+        }
+    }
+}
+
+fn create_physical(bytes: usize, properties: &Properties) -> Result<u64, c_int> {
+    let mut handle = 0;
+    // SAFETY: both pointers are to live values.
+    check(unsafe { real::cuMemCreate(&raw mut handle, bytes, properties, 0) })?;
+    Ok(handle)
+}
