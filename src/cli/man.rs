@@ -1,14 +1,14 @@
 //! `swapserve man [DIR]`: the man pages, made from the same types as `--help`.
 
-use super::{Error, Exit, Outcome, args::ManArgs};
-use std::{io::Write, path::Path};
+use super::{Error, Exit, Outcome, args::ManArgs, output};
+use std::path::Path;
 
 pub(super) fn execute(args: &ManArgs) -> Outcome {
     match &args.directory {
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(super::command()).render(&mut page)?;
-            std::io::stdout().lock().write_all(&page)?;
+            output::print(&page)?;
         }
         Some(directory) => write_all(directory).map_err(|error| {
             Error::new(Exit::CantCreate, format!("cannot write the man pages to {}", directory.display()))

@@ -37,7 +37,7 @@ pub struct Output {
 impl Output {
     /// Prints a report.
     pub fn show(self, report: &impl Report) -> io::Result<()> {
-        self.write(report, &mut io::stdout().lock())
+        unless_closed(self.write(report, &mut io::stdout().lock()))
     }
 
     /// Writes a report where it is told to.
@@ -52,6 +52,16 @@ impl Output {
         }
         out.flush()
     }
+}
+
+/// Prints text as it is.
+pub fn print(text: &[u8]) -> io::Result<()> {
+    unless_closed(io::stdout().lock().write_all(text))
+}
+
+/// A reader that has seen enough (`| head`) closes the pipe; that is no failure.
+fn unless_closed(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
 }
 
 /// Terminal colours, or none.

@@ -1,9 +1,8 @@
 //! `swapserve schema`: the JSON schema of `models.toml`, for editors.
 
-use super::{Exit, Outcome};
-use std::io::Write;
+use super::{Exit, Outcome, output};
 
 pub(super) fn execute() -> Outcome {
-    std::io::stdout().lock().write_all(crate::config::schema::text().as_bytes())?;
+    output::print(crate::config::schema::text().as_bytes())?;
     Ok(Exit::Success.into())
 }

@@ -120,8 +120,16 @@ pub struct Mistakes {
 
 impl Mistakes {
     /// The mistakes of a file with this text, in the order of the file.
-    pub(super) fn new(file: impl Into<PathBuf>, text: impl Into<Arc<str>>, mut list: Vec<Mistake>) -> Self {
-        list.sort_by_key(|m| m.places.first().map(|p| p.0.start));
+    pub(super) fn new(file: impl Into<PathBuf>, text: impl Into<Arc<str>>, mut found: Vec<Mistake>) -> Self {
+        found.sort_by_key(|m| m.places.first().map(|p| p.0.start));
+        let mut list: Vec<Mistake> = Vec::new();
+        for mistake in found {
+            // The same thing said of several places is said once: four models whose program is not on PATH.
+            match list.iter_mut().find(|m| m.code == mistake.code && m.message == mistake.message) {
+                Some(first) => first.places.extend(mistake.places),
+                None => list.push(mistake),
+            }
+        }
         Mistakes { file: file.into(), text: text.into(), list }
     }
 

@@ -1,7 +1,7 @@
 //! The checked configuration: every value present, every unit resolved, nothing left to fail on.
 
 use crate::units::{Bytes, MechanismKind, ModelId};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 /// Everything a run needs to know from its configuration.
@@ -71,12 +71,16 @@ pub struct ModelPlan {
     /// Resident when the run begins to serve.
     pub preload: bool,
     /// Swapped out after this long without a request; `None`: only when another needs the room.
+    #[serde(serialize_with = "optional_seconds")]
     pub idle_ttl: Option<Duration>,
     /// Longest time from launch to the first answered request.
+    #[serde(serialize_with = "seconds")]
     pub start_timeout: Duration,
     /// Time between TERM and KILL.
+    #[serde(serialize_with = "seconds")]
     pub stop_grace: Duration,
     /// Longest time a swap out or in may take before it counts as failed.
+    #[serde(serialize_with = "seconds")]
     pub swap_timeout: Duration,
     /// What happens to the engine's request when a client goes away.
     pub on_disconnect: DisconnectPolicy,
@@ -156,8 +160,10 @@ pub struct RouterPlan {
     /// Largest request body, bytes.
     pub max_body: Bytes,
     /// Longest time a client may take to send its headers.
+    #[serde(serialize_with = "seconds")]
     pub header_timeout: Duration,
     /// How long the engines may be silent in mid-stream while resident, before the request fails; `None`: forever.
+    #[serde(serialize_with = "optional_seconds")]
     pub idle_stream_timeout: Option<Duration>,
 }
 
@@ -167,12 +173,16 @@ pub struct SchedulerPlan {
     /// Requests that may wait for one model; past it 429.
     pub queue_limit: u32,
     /// Longest time a request waits before 504.
+    #[serde(serialize_with = "seconds")]
     pub max_wait: Duration,
     /// An engine that was swapped in stays at least this long while it has work (no thrash).
+    #[serde(serialize_with = "seconds")]
     pub min_resident: Duration,
     /// How long a waiting model bears that a busy one is preferred before that one is closed to new requests and drained.
+    #[serde(serialize_with = "seconds")]
     pub patience: Duration,
     /// How long a drain may take before a busy engine is swapped out in mid-generation, where its mechanism keeps streams.
+    #[serde(serialize_with = "seconds")]
     pub drain_limit: Duration,
     /// CPU engines that may compute at once; the ledger's running slots. 0: one for every core of the job.
     pub running_slots: u32,
@@ -189,4 +199,13 @@ pub struct MemoryPlan {
     pub host_budget: Option<Bytes>,
     /// Bytes of the job's memory limit kept for everything else (the user's command).
     pub host_headroom: Bytes,
+}
+
+/// A length of time as seconds, with a fraction.
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+fn optional_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
 }

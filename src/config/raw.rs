@@ -1,7 +1,7 @@
 //! The file as written: its sections and keys, nothing resolved. The doc comments are the schema's descriptions.
 
 use super::{
-    mistake::Mistake,
+    mistake::{Code, Mistake},
     plan::{DisconnectPolicy, Preset, Probe},
     reader::{At, FromToml, in_order, read_at, section, unknown_key, wrong_type},
     values::{Address, Ladder, Names, Size, Time, Variables, Words},
@@ -238,13 +238,21 @@ impl FromToml for Hooks {
                 _ => unknown_key(name.span(), key, place, &["out", "in"], mistakes),
             }
         }
-        if let (Some(out), Some(back)) = (out, back) {
-            return Some(Hooks { out, back });
+        let missing = match (&out, &back) {
+            (Some(_), Some(_)) => None,
+            _ if !value.get_ref().is_table() => {
+                wrong_type::<Self>(value, place, mistakes);
+                None
+            }
+            (Some(_), None) => Some("in"),
+            _ => Some("out"),
+        };
+        if let Some(missing) = missing.filter(|_| mistakes.len() == before) {
+            let message = format!("`{place}` has no `{missing}`");
+            let help = format!("expected {}", Self::EXPECTED);
+            mistakes.push(Mistake::at(value.span(), Code::MissingKey, message, help));
         }
-        if mistakes.len() == before {
-            wrong_type::<Self>(value, place, mistakes);
-        }
-        None
+        Some(Hooks { out: out?, back: back? })
     }
 }
 

@@ -69,7 +69,11 @@ pub(super) fn bad_value<T: FromToml>(
     why: &str,
     mistakes: &mut Vec<Mistake>,
 ) {
-    let shown = value.get_ref().as_str().map_or_else(|| describe(value.get_ref()), |s| format!("{s:?}"));
+    let shown = match value.get_ref() {
+        DeValue::String(text) => format!("{text:?}"),
+        DeValue::Integer(number) => number.as_str().to_owned(),
+        other => describe(other),
+    };
     let message = format!("`{place}` cannot be {shown}: {why}");
     mistakes.push(Mistake::at(value.span(), Code::BadValue, message, format!("expected {}", T::EXPECTED)));
 }
@@ -103,6 +107,7 @@ fn describe(value: &DeValue<'_>) -> String {
         DeValue::Float(n) => format!("the number {}", n.as_str()),
         DeValue::Boolean(b) => b.to_string(),
         DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(list) if list.is_empty() => "an empty list".to_owned(),
         DeValue::Array(_) => "a list".to_owned(),
         DeValue::Table(_) => "a table".to_owned(),
     }
@@ -123,7 +128,12 @@ macro_rules! section {
         $(#[$meta])*
         #[derive(Clone, Debug, Default, schemars::JsonSchema)]
         #[schemars(deny_unknown_fields)]
-        pub(super) struct $name { $($(#[$key_meta])* pub $key: Option<At<$type>>,)+ }
+        pub(super) struct $name {
+            $($(#[$key_meta])* pub $key: Option<At<$type>>,)+
+            /// Keys that are given but not understood: they have their mistake, and are not missing.
+            #[schemars(skip)]
+            pub broken: Vec<&'static str>,
+        }
 
         impl $name {
             /// Every key.
@@ -131,8 +141,9 @@ macro_rules! section {
 
             /// Takes from `other` what is not given here.
             #[allow(dead_code, reason = "only sections with defaults need it")]
-            pub fn or(self, other: &Self) -> Self {
-                $name { $($key: self.$key.or_else(|| other.$key.clone()),)+ }
+            pub fn or(mut self, other: &Self) -> Self {
+                self.broken.extend(&other.broken);
+                $name { $($key: self.$key.or_else(|| other.$key.clone()),)+ broken: self.broken }
             }
         }
 
@@ -149,7 +160,10 @@ macro_rules! section {
                     let key: &str = name.get_ref();
                     let full = if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") };
                     match key {
-                        $(key if key == stringify!($key) => section.$key = read_at(value, &full, mistakes),)+
+                        $(key if key == stringify!($key) => match read_at(value, &full, mistakes) {
+                            Some(read) => section.$key = Some(read),
+                            None => section.broken.push(stringify!($key)),
+                        },)+
                         _ => unknown_key(name.span(), key, place, Self::KEYS, mistakes),
                     }
                 }

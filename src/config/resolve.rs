@@ -114,8 +114,7 @@ fn model(
     let mut raw = own.clone().or(defaults);
     raw.env = merged(&own.env, &defaults.env);
     let Some(engine) = value(&raw.engine) else {
-        // An engine that was given and not understood has its mistake already.
-        if !mistakes.iter().any(|m| m.code == Code::UnknownEngine) {
+        if !raw.broken.contains(&"engine") {
             let message = format!("[models.{}] does not say which engine it is", name.value);
             let help =
                 "add engine = \"vllm\", \"llama-cpp\" or another, or engine = \"custom\" with a command";

@@ -94,9 +94,10 @@ impl FromToml for Size {
         parsed(value, place, mistakes, |text| {
             // A bare number would be bytes, which nobody means.
             if text.trim().ends_with(|c: char| c.is_ascii_digit()) {
-                return Err("it has no unit".to_owned());
+                return Err("it has no unit");
             }
-            Ok(Size(Bytes(text.trim().parse::<bytesize::ByteSize>()?.as_u64())))
+            let size = text.trim().parse::<bytesize::ByteSize>().map_err(|_| "that is no size")?;
+            Ok(Size(Bytes(size.as_u64())))
         })
     }
 }
@@ -113,7 +114,9 @@ pub(super) struct Time(pub Duration);
 impl FromToml for Time {
     const EXPECTED: &'static str = "a length of time in quotes, such as \"90s\", \"5m\" or \"1h 30m\"";
     fn read(value: &Spanned<DeValue<'_>>, place: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        parsed(value, place, mistakes, |text| humantime::parse_duration(text).map(Time))
+        parsed(value, place, mistakes, |text| {
+            humantime::parse_duration(text).map(Time).map_err(|_| "that is no length of time")
+        })
     }
 }
 schema!(Time, "Time", {
@@ -258,7 +261,7 @@ impl FromToml for Ladder {
         match value.get_ref() {
             DeValue::String(name) if name == "auto" => Some(Ladder::Auto),
             DeValue::Array(list) if list.is_empty() => {
-                bad_value::<Self>(value, place, "the list is empty", mistakes);
+                bad_value::<Self>(value, place, "it names no mechanism", mistakes);
                 None
             }
             DeValue::Array(list) => {
@@ -308,7 +311,7 @@ fn unknown_name(
 macro_rules! one_of {
     ($type:ty, $code:expr, $what:literal, $names:expr) => {
         impl FromToml for $type {
-            const EXPECTED: &'static str = concat!("the name of a ", $what, " in quotes");
+            const EXPECTED: &'static str = concat!("one ", $what, " by name, in quotes");
             fn read(
                 value: &Spanned<DeValue<'_>>,
                 place: &str,

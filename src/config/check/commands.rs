@@ -92,7 +92,7 @@ fn programs(draft: &Draft, mistakes: &mut Vec<Mistake>) {
             }
             (None, None) => draft.place(&draft.raw.engine),
         };
-        mistakes.push(no_program(place, program, &plan.name));
+        mistakes.push(no_program(place, program));
     }
     let hooks = plan.hooks.iter().zip(&draft.raw.hooks);
     for (command, raw) in hooks.flat_map(|(h, raw)| [(&h.out, &raw.value.out), (&h.back, &raw.value.back)]) {
@@ -102,23 +102,23 @@ fn programs(draft: &Draft, mistakes: &mut Vec<Mistake>) {
                 mistakes.push(Mistake::at(raw.span.clone(), Code::BadValue, "a hook is empty", help));
             }
             Some(program) if paths::program(program, search.as_deref()).is_none() => {
-                mistakes.push(no_program(raw.span.clone(), program, &plan.name));
+                mistakes.push(no_program(raw.span.clone(), program));
             }
             Some(_) => {}
         }
     }
 }
 
-fn no_program(place: std::ops::Range<usize>, program: &str, model: &str) -> Mistake {
+fn no_program(place: std::ops::Range<usize>, program: &str) -> Mistake {
     let (message, help) = if !program.contains('/') {
         let help = format!(
             "load its module, activate its environment, or write its path: command = [\"/path/to/{program}\"]"
         );
-        (format!("the program {program:?} of {model} is not on PATH"), help)
+        (format!("the program {program:?} is not on PATH"), help)
     } else if Path::new(program).exists() {
-        (format!("the program {program} of {model} cannot be executed"), format!("chmod +x {program}"))
+        (format!("the program {program} cannot be executed"), format!("chmod +x {program}"))
     } else {
-        (format!("the program {program} of {model} does not exist"), suggest::near_path(Path::new(program)))
+        (format!("the program {program} does not exist"), suggest::near_path(Path::new(program)))
     };
     Mistake::at(place, Code::MissingProgram, message, help)
 }
@@ -128,24 +128,24 @@ fn files(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     if let Some(model) = draft.raw.model.as_ref().filter(|_| plan.engine.facts().weights != Weights::Name) {
         let path = Path::new(&plan.model);
         if path.is_absolute() {
-            exists(path, "weights", model, &plan.name, mistakes);
+            exists(path, "are no weights", model, mistakes);
         }
     }
     if let (Some(image), Some(given)) = (&plan.apptainer, &draft.raw.apptainer) {
         if !image.to_string_lossy().contains("://") {
-            exists(image, "Apptainer image", given, &plan.name, mistakes);
+            exists(image, "is no Apptainer image", given, mistakes);
         }
     }
 }
 
-fn exists(path: &Path, what: &str, given: &At<String>, model: &str, mistakes: &mut Vec<Mistake>) {
+fn exists(path: &Path, what: &str, given: &At<String>, mistakes: &mut Vec<Mistake>) {
     let Err(error) = std::fs::metadata(path) else { return };
     let (message, help) = match error.kind() {
         std::io::ErrorKind::NotFound => {
-            (format!("{model} has no {what} at {}", path.display()), suggest::near_path(path))
+            (format!("there {what} at {}", path.display()), suggest::near_path(path))
         }
         _ => (
-            format!("{model} cannot have its {what}: {}: {error}", path.display()),
+            format!("cannot read {}: {error}", path.display()),
             "look at the permissions of the path, or ask its owner".to_owned(),
         ),
     };

@@ -62,7 +62,10 @@ pub(super) fn model(draft: &Draft, mistakes: &mut Vec<Mistake>) {
 
 fn missing(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     let (name, engine) = (&draft.name, draft.plan.engine);
-    let mut missing = |key: &str, help: &str| {
+    let mut missing = |key: &'static str, help: &str| {
+        if draft.raw.broken.contains(&key) {
+            return;
+        }
         let message =
             format!("[models.{}] has no `{key}`, and engine {:?} needs one", name.value, engine.name());
         mistakes.push(Mistake::at(draft.place(&draft.raw.engine), Code::MissingKey, message, help));
@@ -135,7 +138,7 @@ fn ladder(draft: &Draft, mistakes: &mut Vec<Mistake>) {
             let message = format!("{} cannot be swapped by {:?}: {why}", draft.plan.name, kind.value.name());
             mistakes.push(Mistake::at(kind.span.clone(), Code::UnsuitedMechanism, message, help));
         }
-        if kind.value == Hook && draft.raw.hooks.is_none() {
+        if kind.value == Hook && draft.raw.hooks.is_none() && !draft.raw.broken.contains(&"hooks") {
             let message = format!("[models.{}] has swap = \"hook\" but no `hooks`", draft.plan.name);
             let help = "add hooks = { out = [\"command\"], in = [\"command\"] }";
             mistakes.push(Mistake::at(kind.span.clone(), Code::MissingKey, message, help));

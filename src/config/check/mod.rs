@@ -23,7 +23,8 @@ use super::{
 
 /// Every check.
 pub(super) fn all(file: &File, drafts: &[Draft], context: &Context, mistakes: &mut Vec<Mistake>) {
-    if file.models.as_ref().is_none_or(|models| models.value.0.is_empty()) {
+    // Where keys or sections were not understood, the models may be among them.
+    if mistakes.is_empty() && file.models.as_ref().is_none_or(|models| models.value.0.is_empty()) {
         let help = "describe one: [models.chat], engine = \"vllm\", model = \"/path/to/weights\"";
         mistakes.push(Mistake::whole(Code::NoModels, "the config describes no model", help));
     }
