@@ -5,14 +5,14 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use std::{fmt, ops::Range, path::PathBuf, sync::Arc};
 
 macro_rules! codes {
-    ($($(#[doc = $meaning:literal])+ $variant:ident = $name:literal,)+) => {
+    ($($(#[$meaning:meta])+ $variant:ident = $name:literal,)+) => {
         /// The kinds of mistakes. Their names are stable: scripts may rely on them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Code { $($(#[doc = $meaning])+ $variant,)+ }
+        pub enum Code { $($(#[$meaning])+ $variant,)+ }
 
         impl Code {
-            /// Every code with its meaning, in the order of the documentation.
-            pub const TABLE: &'static [(Code, &'static str)] = &[$((Code::$variant, concat!($($meaning),+)),)+];
+            /// Every code, in the order of the documentation.
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)+];
 
             /// The stable name.
             pub fn name(self) -> &'static str {

@@ -42,6 +42,8 @@ pub struct Facts {
 pub enum When {
     /// Always.
     Always,
+    /// The config's own `command`, if any, does not use `{{ model }}`.
+    NoModelYet,
     /// The engine listens on a Unix socket.
     Socket,
     /// The engine listens on a TCP port.
@@ -92,8 +94,9 @@ pub static TABLE: [Facts; 7] = [
     Facts {
         preset: Preset::Vllm,
         name: "vllm",
-        program: &["vllm", "serve", "{{ model }}"],
+        program: &["vllm", "serve"],
         options: &[
+            (When::NoModelYet, &["{{ model }}"]),
             (When::Always, &["--served-model-name", "{{ name }}"]),
             // `--uds`: «Unix domain socket path. If set, host and port arguments are ignored» (vLLM 0.10 and later).
             (When::Socket, &["--uds", "{{ socket }}"]),
@@ -119,8 +122,9 @@ pub static TABLE: [Facts; 7] = [
     Facts {
         preset: Preset::Sglang,
         name: "sglang",
-        program: &["python3", "-m", "sglang.launch_server", "--model-path", "{{ model }}"],
+        program: &["python3", "-m", "sglang.launch_server"],
         options: &[
+            (When::NoModelYet, &["--model-path", "{{ model }}"]),
             (When::Always, &["--served-model-name", "{{ name }}"]),
             // It has no option for a Unix socket, and takes its key from the command line or a `--config` file only.
             (When::Always, &["--host", "127.0.0.1", "--port", "{{ port }}"]),
@@ -142,8 +146,9 @@ pub static TABLE: [Facts; 7] = [
     Facts {
         preset: Preset::LlamaCpp,
         name: "llama-cpp",
-        program: &["llama-server", "--model", "{{ model }}"],
+        program: &["llama-server"],
         options: &[
+            (When::NoModelYet, &["--model", "{{ model }}"]),
             (When::Always, &["--alias", "{{ name }}"]),
             // `--host`: «ip address to listen, or bind to an UNIX socket if the address ends with .sock».
             (When::Socket, &["--host", "{{ socket }}"]),
@@ -182,8 +187,9 @@ pub static TABLE: [Facts; 7] = [
     Facts {
         preset: Preset::TensorrtLlm,
         name: "tensorrt-llm",
-        program: &["trtllm-serve", "{{ model }}"],
+        program: &["trtllm-serve"],
         options: &[
+            (When::NoModelYet, &["{{ model }}"]),
             // It has neither a Unix socket nor a key.
             (When::Always, &["--host", "127.0.0.1", "--port", "{{ port }}"]),
             (When::Always, &["--served_model_name", "{{ name }}"]),

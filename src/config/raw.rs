@@ -39,7 +39,7 @@ section! {
         args: Words,
         /// Environment of the engine, as templates.
         env: Variables,
-        /// GPUs the engine uses; 0 is a CPU engine. Default 1, or 0 where the job has no GPU.
+        /// GPUs the engine uses; 0 is a CPU engine. Default 1; 0 where `swap` names freeze, or the job has no GPU.
         gpus: u32,
         /// GPU memory the engine may take on each of its GPUs.
         gpu_memory: Size,
@@ -51,7 +51,7 @@ section! {
         sleep_level: u8,
         /// Never swapped out to make room. Default false.
         pin: bool,
-        /// Resident when serving begins. Default: as many models as fit, in the file's order.
+        /// Resident when serving begins. Default false.
         preload: bool,
         /// Other names that requests may use.
         aliases: Names,

@@ -131,6 +131,7 @@ fn model(
     };
     let given = |when: When| match when {
         When::Always => true,
+        When::NoModelYet => !words(&raw.command).any(|word| uses(word, "model")),
         When::Socket => unix_socket,
         When::Port => !unix_socket,
         When::Cpu => gpus == 0,

@@ -1,0 +1,110 @@
+//! The verbs that need no running service, as a shell sees them: output, errors, exit codes.
+
+use assert_cmd::Command;
+use predicates::{prelude::PredicateBooleanExt, str::contains};
+use std::{fs, path::PathBuf};
+use tempfile::TempDir;
+
+fn swapserve(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swapserve"));
+    command.args(arguments).env_remove("SWAPSERVE_CONFIG").env_remove("NO_COLOR");
+    command
+}
+
+const GOOD: &str = "[models.chat]\nengine = \"custom\"\ncommand = [\"sh\", \"{{ port }}\"]\ngpus = 0\n";
+
+fn config(text: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("models.toml");
+    fs::write(&file, text).unwrap();
+    (dir, file)
+}
+
+#[test]
+fn a_good_config_is_shown_as_it_was_understood() {
+    let (dir, file) = config(GOOD);
+    let shown =
+        "ok ".to_owned() + file.to_str().unwrap() + "\n  chat  custom        CPU          freeze, restart\n";
+    swapserve(&["validate"]).current_dir(dir.path()).assert().success().stdout(shown.clone());
+    swapserve(&["validate"]).env("SWAPSERVE_CONFIG", &file).assert().success().stdout(shown);
+    swapserve(&["validate", "--quiet"]).current_dir(dir.path()).assert().success().stdout("");
+    let output =
+        swapserve(&["validate", "--json"]).current_dir(dir.path()).assert().success().get_output().clone();
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["models"][0]["name"], "chat");
+    assert_eq!(plan["models"][0]["stop_grace"], 10.0);
+}
+
+#[test]
+fn a_bad_config_ends_with_78_and_every_mistake() {
+    let (dir, _) = config("[models.chat]\nengine = \"vlm\"\ngpus = \"all\"\n");
+    swapserve(&["validate"]).current_dir(dir.path()).assert().code(78).stdout("").stderr(
+        contains("did you mean \"vllm\"?").and(contains("2 mistakes in ")).and(contains("\x1b[").not()),
+    );
+    swapserve(&["validate", "--color", "always"])
+        .current_dir(dir.path())
+        .assert()
+        .code(78)
+        .stderr(contains("\x1b["));
+    let output =
+        swapserve(&["validate", "--json"]).current_dir(dir.path()).assert().code(78).get_output().clone();
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((&error["error"]["code"], &error["error"]["exit"]), (&"config".into(), &78.into()));
+    assert_eq!(error["error"]["mistakes"].as_array().unwrap().len(), 2);
+    assert_eq!(error["error"]["mistakes"][1]["code"], "wrong-type");
+}
+
+#[test]
+fn a_config_that_is_not_there_ends_with_66() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = swapserve(&["validate"]).current_dir(dir.path()).assert();
+    run.code(66).stderr(contains("name the config with --config FILE or SWAPSERVE_CONFIG"));
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64() {
+    swapserve(&["statu"]).assert().code(64).stderr(contains("'status'"));
+    swapserve(&["run"]).assert().code(64).stderr(contains("-- <CMD>..."));
+    swapserve(&["status", "--json", "--quiet"]).assert().code(64);
+    swapserve(&[]).assert().code(64);
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    swapserve(&["--help"]).assert().success().stdout(contains("Exit codes:").and(contains("78  config")));
+    swapserve(&["--version"]).assert().success().stdout(contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_schema_is_printed() {
+    let output = swapserve(&["schema"]).assert().success().get_output().clone();
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(schema["title"], "models.toml");
+}
+
+#[test]
+fn every_verb_has_its_completions_and_its_man_page() {
+    let dir = tempfile::tempdir().unwrap();
+    swapserve(&["man", dir.path().to_str().unwrap()]).assert().success();
+    let page = fs::read_to_string(dir.path().join("swapserve.1")).unwrap();
+    let script = swapserve(&["completions", "bash"]).assert().success().get_output().clone();
+    let script = String::from_utf8(script.stdout).unwrap();
+    for verb in
+        ["run", "serve", "wait", "status", "explain", "swap", "logs", "env", "doctor", "validate", "stop"]
+    {
+        assert!(dir.path().join(format!("swapserve-{verb}.1")).is_file(), "{verb}");
+        assert!(page.contains(&format!("swapserve\\-{verb}(1)")), "{verb}");
+        assert!(script.contains(&format!("swapserve,{verb})")), "{verb}");
+    }
+    assert!(page.contains("EXIT") || page.contains("Exit codes"));
+    swapserve(&["man"]).assert().success().stdout(contains(".TH swapserve 1"));
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    swapserve(&["man", file.to_str().unwrap()]).assert().code(73).stderr(contains("help: name a directory"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let script = format!("{} schema | head -n 1; echo ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_swapserve"));
+    Command::new("bash").args(["-c", &script]).assert().success().stdout("{\n0\n").stderr("");
+}
