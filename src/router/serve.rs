@@ -26,7 +26,9 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-/// Largest head of a request, and largest read at once, bytes; bounds the memory of one connection.
+/// Largest head of a request, bytes.
+const LARGEST_HEAD: usize = 32 << 10;
+/// Largest read at once, bytes; bounds the memory of one connection.
 const READ_BUFFER: usize = 64 << 10;
 /// How often connections that engines have closed are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -82,6 +84,7 @@ async fn connection(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(router.config.header_timeout)
+        .max_header_size(LARGEST_HEAD)
         .max_buf_size(READ_BUFFER)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();

@@ -75,10 +75,15 @@ impl Client {
 
     /// Reads until `text` has come; gives all up to its end.
     pub async fn until(&mut self, text: &str) -> String {
+        let end = self.seen(text).await;
+        String::from_utf8(self.buffer.drain(..end).collect()).unwrap()
+    }
+
+    /// Reads until `text` has come, and takes nothing; gives where it ends.
+    pub async fn seen(&mut self, text: &str) -> usize {
         loop {
             if let Some(at) = self.buffer.windows(text.len()).position(|w| w == text.as_bytes()) {
-                let seen = self.buffer.drain(..at + text.len()).collect();
-                return String::from_utf8(seen).unwrap();
+                return at + text.len();
             }
             let so_far = String::from_utf8_lossy(&self.buffer).into_owned();
             assert!(self.more().await, "the connection ended before {text:?}; there was {so_far:?}");

@@ -5,4 +5,10 @@ mod client;
 mod engine;
 mod gate;
 
+mod attacks;
+mod departures;
+mod failures;
+mod own;
 mod pass_through;
+mod payloads;
+mod realtime;
