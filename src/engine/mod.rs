@@ -1,12 +1,228 @@
 //! What an engine is: its command, its process tree, its address, its readiness, its log.
 //!
-//! An [`Engine`] belongs to one worker task; nobody else touches it.
+//! ```text
+//!           launch                                    one-token answer
+//!  Stopped ────────▶ Spawned ─▶ Loading ─▶ Listening ────────────────▶ Answered (running)
+//!     ▲                 │           │           │                          │
+//!     └── its whole tree is ended ──┴───────────┴── exit, timeout, refusal ┴── stop, exit
+//! ```
+//!
+//! An [`Engine`] belongs to one worker task; nobody else touches it. It is started and stopped here; how it leaves the
+//! GPUs and comes back is [`crate::swap`]'s. Everything specific to one kind of engine is data: the preset's command and
+//! environment in [`crate::config`], its control endpoints in [`crate::swap`].
+//!
+//! | file | role |
+//! | --- | --- |
+//! | `env` | what the run gives an engine: spawner, directories, GPUs, environment |
+//! | `launch` | command → process → listening → answered, and what can go wrong on the way |
+//! | `address` | where it listens: a Unix socket, or a loopback port that nobody else has |
+//! | `probe` | the greedy request that proves readiness and, repeated, that a swap changed nothing |
+//! | `http` | one request over one connection, with a deadline |
+//! | `log` | its log file: tail, size bound, no keys |
+//! | `memory` | host memory of a process tree |
 
-use crate::config::ModelPlan;
-use std::sync::Arc;
+mod address;
+mod env;
+mod http;
+mod launch;
+mod log;
+mod memory;
+mod probe;
+
+pub use env::{Cookie, EngineEnv};
+pub use http::{ControlError, Reply};
+pub use launch::{LaunchError, Seen, Stage};
+pub use probe::{Answer, ProbeError};
+
+use crate::{
+    config::ModelPlan,
+    process::{self, Child, ProcId, Stat, StopReport, Tree},
+    router::gate::Upstream,
+    units::Bytes,
+};
+use ::http::Method;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// One model's engine: what is needed to start it, and what runs of it.
 pub struct Engine {
     /// Its configuration.
     pub plan: Arc<ModelPlan>,
+    /// What the run gives it.
+    pub env: EngineEnv,
+    log: log::EngineLog,
+    /// Kept from one launch to the next, so that its address stays the same where it can.
+    port: Option<u16>,
+    running: Option<Running>,
+}
+
+/// An engine that has been launched: its process tree and how to speak to it.
+pub struct Running {
+    /// The process that was started; the engine is lost when it exits.
+    pub child: Child,
+    /// Where it listens.
+    pub upstream: Upstream,
+    /// Its own random key, where its command takes one.
+    pub key: Option<Arc<str>>,
+    /// When it was started.
+    pub started: Instant,
+    /// Remembers who was in the tree, so that an orphan stays a member.
+    tree: Mutex<Tree>,
+    /// Keeps the log file within its bound.
+    _log_keeper: log::Keeper,
+}
+
+impl Engine {
+    /// An engine that has not been started.
+    pub fn new(plan: Arc<ModelPlan>, env: EngineEnv) -> Self {
+        let log = log::EngineLog::new(env.log_dir.join(format!("{}.log", file_name(&plan.name))));
+        Engine { plan, env, log, port: None, running: None }
+    }
+
+    /// What runs of it, if it was launched and not stopped since.
+    pub fn running(&self) -> Option<&Running> {
+        self.running.as_ref()
+    }
+
+    /// Where it listens, while it runs.
+    pub fn upstream(&self) -> Option<&Upstream> {
+        self.running().map(|running| &running.upstream)
+    }
+
+    /// Its own key, while it runs and where it has one.
+    pub fn key(&self) -> Option<&Arc<str>> {
+        self.running().and_then(|running| running.key.as_ref())
+    }
+
+    /// Its root process, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.running().map(|running| running.child.pid())
+    }
+
+    /// Its log file.
+    pub fn log_path(&self) -> &Path {
+        self.log.path()
+    }
+
+    /// The last `lines` lines of its log, its key blotted out.
+    pub fn log_tail(&self, lines: usize) -> String {
+        self.log.tail(lines, self.key().map(|key| &**key))
+    }
+
+    /// Every process of its tree that lives, parents before their children; empty when it does not run.
+    pub fn members(&self) -> io::Result<Vec<Stat>> {
+        let Some(running) = self.running() else { return Ok(Vec::new()) };
+        running.tree.lock().unwrap_or_else(PoisonError::into_inner).members()
+    }
+
+    /// The same as pids with their start times. An unreadable `/proc` counts as an empty tree.
+    pub fn tree(&self) -> Vec<ProcId> {
+        self.members().unwrap_or_default().into_iter().map(|stat| stat.id).collect()
+    }
+
+    /// Runs `work` on the tree of its processes.
+    pub fn with_tree<T>(&self, work: impl FnOnce(&mut Tree) -> T) -> Option<T> {
+        let running = self.running()?;
+        Some(work(&mut running.tree.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Comes back when its root process has exited; at once when it does not run. The future holds no borrow, so it can
+    /// be waited for beside everything else.
+    pub fn exited(&self) -> impl Future<Output = Option<ExitStatus>> + Send + use<> {
+        let child = self.running().map(|running| running.child.clone());
+        async move {
+            match child {
+                Some(child) => Some(child.exited().await),
+                None => None,
+            }
+        }
+    }
+
+    /// Whether its root process runs.
+    pub fn is_alive(&self) -> bool {
+        self.running().is_some_and(|running| running.child.exit_status().is_none())
+    }
+
+    /// Ends its whole tree: TERM, the plan's grace, KILL. On return nothing of it runs, or the report names what hangs in
+    /// the kernel. Harmless when it does not run.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read or a process cannot be signalled; the engine then still counts as running.
+    pub async fn stop(&mut self) -> io::Result<StopReport> {
+        let Some(running) = &self.running else { return Ok(StopReport::default()) };
+        // A clone, because a lock must not be held while waiting; nobody else looks at the tree meanwhile.
+        let mut tree = running.tree.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let report = process::stop(&mut tree, self.plan.stop_grace).await?;
+        self.running = None;
+        // A killed engine leaves its socket behind, and its files may hold its key.
+        let _ = std::fs::remove_dir_all(self.own_dir());
+        Ok(report)
+    }
+
+    /// One request to the engine itself, with its key, past the router. `path` may carry a query.
+    ///
+    /// # Errors
+    /// When there is no engine, no answer before `timeout`, or no HTTP.
+    pub async fn control(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+        timeout: Duration,
+    ) -> Result<Reply, ControlError> {
+        let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+        self.control_signed(method, path, &[], body, timeout).await
+    }
+
+    /// The same with headers of the caller's own over exactly these bytes.
+    ///
+    /// # Errors
+    /// As [`Engine::control`].
+    pub async fn control_signed(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Reply, ControlError> {
+        let running = self.running().ok_or(ControlError::NotRunning)?;
+        let call = http::Call { method, path, headers, body, key: running.key.as_deref() };
+        http::send(&running.upstream, call, timeout).await
+    }
+
+    /// Asks for a greedy answer of `tokens` tokens (a vector, from an embedder).
+    ///
+    /// # Errors
+    /// When the engine does not answer within `timeout`, or not as its API says.
+    pub async fn probe(&self, tokens: u32, timeout: Duration) -> Result<Answer, ProbeError> {
+        probe::ask(self, tokens, timeout).await
+    }
+
+    /// Host memory of the tree: each process's proportional share (PSS), so that pages shared between them count once.
+    /// Walks page tables: not for the swap path.
+    pub fn host_memory(&self) -> Bytes {
+        memory::proportional(&self.tree())
+    }
+
+    /// Resident pages of the tree from the kernel's counters: quick, and pages shared between processes count for each.
+    pub fn resident_pages(&self) -> Bytes {
+        memory::resident(&self.tree())
+    }
+
+    /// Its own directory, there while it runs: its socket, and the files that the plan gives it.
+    fn own_dir(&self) -> PathBuf {
+        self.env.run_dir.join(file_name(&self.plan.name))
+    }
+}
+
+/// A model's name as a file name: what is not a letter, a digit, `.`, `_` or `-` becomes `_`.
+fn file_name(model: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    model.chars().map(plain).collect()
 }

@@ -1,0 +1,377 @@
+//! Command → process → listening → answered.
+//!
+//! Readiness is asked for by connection attempts that begin 20 ms after the start and grow apart to a quarter of a
+//! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
+//! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
+
+use super::{Engine, ProbeError, Running, address, http::Call, http::send};
+use crate::{
+    config::{TemplateError, TemplateValues},
+    process::{Launch, SpawnError},
+    router::gate::Upstream,
+};
+use ::http::{Method, StatusCode};
+use std::{
+    fmt, fs,
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::{
+        fs::{DirBuilderExt, OpenOptionsExt},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// Pause after the first attempt to connect; each following one is half as long again.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause between attempts.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest time one health request may take: an engine that loads may accept and not answer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Lines of the log in an error.
+const TAIL: usize = 12;
+
+/// How far a launch has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The process runs.
+    Spawned {
+        /// Its pid.
+        pid: i32,
+    },
+    /// It does not listen yet; the newest line of its log.
+    Loading {
+        /// The line.
+        line: String,
+    },
+    /// Its health path answers; the one-token request is under way.
+    Listening,
+    /// The one-token request was answered.
+    Answered,
+}
+
+/// Why an engine is not running.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// What an earlier launch left could not be ended.
+    #[error("cannot end what is left of the engine before starting it again: {0}")]
+    Leftover(io::Error),
+    /// Its socket's path is too long.
+    #[error(
+        "the socket path {} has {length} bytes and the kernel takes {}; choose a shorter run directory, or put \
+         {{{{ port }}}} in the command", path.display(), address::LONGEST_SOCKET_PATH - 1
+    )]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// There is no port for it.
+    #[error("the kernel gives no loopback port for the engine: {0}")]
+    Port(io::Error),
+    /// There is no randomness for its key.
+    #[error("cannot make the engine's key: {0}")]
+    Key(getrandom::Error),
+    /// Its command cannot be made from the templates of the config.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Its command has no words.
+    #[error("the engine's command is empty; set command = [...] for this model")]
+    NoCommand,
+    /// A file or directory of its own cannot be written.
+    #[error("cannot write {}: {source}; check that the run directory is yours and has room", path.display())]
+    Files {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It was not executed.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// It ended before it answered.
+    #[error("{} ended after {:.1} s with {}; {seen}", seen.program, after.as_secs_f64(), describe(*status))]
+    Exited {
+        /// How it ended.
+        status: ExitStatus,
+        /// From launch to exit.
+        after: Duration,
+        /// What it was and wrote.
+        seen: Box<Seen>,
+    },
+    /// It did not become healthy in time.
+    #[error(
+        "{} was not ready after {} s ({health}: {last}); if it needs longer raise start_timeout, if it answers \
+         elsewhere set health_path; {seen}", seen.program, within.as_secs()
+    )]
+    NeverReady {
+        /// Its health path.
+        health: String,
+        /// The time it had.
+        within: Duration,
+        /// What the last attempt met.
+        last: String,
+        /// What it was and wrote.
+        seen: Box<Seen>,
+    },
+    /// It is healthy and does not answer a request.
+    #[error("{} is up but did not answer a one-token request: {source}; {seen}", seen.program)]
+    NoAnswer {
+        /// What it did instead.
+        source: Box<ProbeError>,
+        /// What it was and wrote.
+        seen: Box<Seen>,
+    },
+    /// The port was taken by somebody else between its choice and the engine's start.
+    #[error(
+        "port {0} was taken by another user's process before the engine could have it; start the engine again"
+    )]
+    Stranger(u16),
+}
+
+/// What is known of an engine that did not start.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The program that was started.
+    pub program: String,
+    /// Its log file.
+    pub log: PathBuf,
+    /// The last lines that this launch wrote there.
+    pub tail: String,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tail.as_str() {
+            "" => write!(f, "it wrote nothing to {}", self.log.display()),
+            tail => write!(f, "the end of {}:\n{tail}", self.log.display()),
+        }
+    }
+}
+
+impl LaunchError {
+    /// Whether the same launch may succeed another time; else the config has to change first.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            LaunchError::Template(_) | LaunchError::NoCommand | LaunchError::SocketPath { .. } => false,
+            LaunchError::Spawn(error) => !matches!(error, SpawnError::Exec { .. }),
+            LaunchError::NoAnswer { source, .. } => source.passes(),
+            _ => true,
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the engine and comes back when it has answered a one-token request. `stages` is told how far it has come.
+    /// After an error nothing of it runs. When the future is dropped what was started keeps running: [`Engine::stop`]
+    /// ends it.
+    ///
+    /// # Errors
+    /// [`LaunchError`], with the end of the engine's log.
+    pub async fn launch(&mut self, stages: &(dyn Fn(Stage) + Send + Sync)) -> Result<(), LaunchError> {
+        self.stop().await.map_err(LaunchError::Leftover)?;
+        let begin = self.log.length();
+        self.spawn().await?;
+        if let Some(pid) = self.pid() {
+            stages(Stage::Spawned { pid });
+        }
+        let outcome = match self.become_ready(begin, stages).await {
+            Ok(()) => return Ok(()),
+            Err(trouble) => self.explain(trouble, begin),
+        };
+        if let Err(error) = self.stop().await {
+            tracing::error!(model = %self.plan.name, %error, "cannot end an engine that did not start");
+        }
+        Err(outcome)
+    }
+
+    async fn spawn(&mut self) -> Result<(), LaunchError> {
+        let upstream = self.choose_address()?;
+        let key = random_key().map_err(LaunchError::Key)?;
+        let dir = self.own_dir();
+        make_own_dir(&dir)?;
+        let command = self.plan.render(&self.values(&upstream, &key))?;
+        for (path, text) in &command.files {
+            write_private(path, text).map_err(|source| LaunchError::Files { path: path.clone(), source })?;
+        }
+        let [program, args @ ..] = command.argv.as_slice() else { return Err(LaunchError::NoCommand) };
+        let launch =
+            Launch::new(program).args(args).envs(self.env.variables(&command.env)).log(self.log.path());
+        let child = self.env.spawner.spawn(launch).await?;
+        let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
+        self.running = Some(Running {
+            child,
+            upstream,
+            key: self.plan.api_key.then(|| key.into()),
+            started: Instant::now(),
+            tree: Mutex::new(tree),
+            _log_keeper: self.log.keep(),
+        });
+        Ok(())
+    }
+
+    fn values(&self, upstream: &Upstream, key: &str) -> TemplateValues {
+        let (port, socket) = match upstream {
+            Upstream::Unix(path) => (None, Some(path.clone())),
+            Upstream::Tcp(at) => (Some(at.port()), None),
+        };
+        TemplateValues {
+            port,
+            socket,
+            api_key: key.to_owned(),
+            gpu_memory_fraction: self.env.gpu_memory_fraction,
+            threads: self.env.threads,
+            rundir: self.own_dir(),
+        }
+    }
+
+    fn choose_address(&mut self) -> Result<Upstream, LaunchError> {
+        if self.plan.unix_socket {
+            let path = self.own_dir().join("engine.sock");
+            let length = path.as_os_str().len();
+            if length >= address::LONGEST_SOCKET_PATH {
+                return Err(LaunchError::SocketPath { path, length });
+            }
+            return Ok(Upstream::Unix(path));
+        }
+        let port = address::free_port(self.port).map_err(LaunchError::Port)?;
+        self.port = Some(port);
+        Ok(Upstream::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    }
+
+    async fn become_ready(&self, begin: u64, stages: &(dyn Fn(Stage) + Send + Sync)) -> Result<(), Trouble> {
+        let Some(running) = self.running() else { return Err(Trouble::Gone) };
+        let deadline = running.started + self.plan.start_timeout;
+        let ready = async {
+            self.wait_until_healthy(running, deadline, begin, stages).await?;
+            stages(Stage::Listening);
+            self.wait_for_answer(deadline).await?;
+            stages(Stage::Answered);
+            Ok(())
+        };
+        tokio::select! {
+            biased;
+            outcome = ready => outcome,
+            status = running.child.exited() => Err(Trouble::Exited(status)),
+        }
+    }
+
+    async fn wait_until_healthy(
+        &self,
+        running: &Running,
+        deadline: Instant,
+        begin: u64,
+        stages: &(dyn Fn(Stage) + Send + Sync),
+    ) -> Result<(), Trouble> {
+        let mut pause = FIRST_PAUSE;
+        let mut shown = String::new();
+        loop {
+            tokio::time::sleep(pause.min(left(deadline))).await;
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+            let key = running.key.as_deref();
+            let call =
+                Call { method: Method::GET, path: &self.plan.health_path, headers: &[], body: vec![], key };
+            let last = match send(&running.upstream, call, HEALTH_TIMEOUT.min(left(deadline))).await {
+                // Up, under another health path than the plan's: the request that follows decides.
+                Ok(reply) if reply.status.is_success() || reply.status == StatusCode::NOT_FOUND => {
+                    return match running.upstream {
+                        Upstream::Tcp(at) if !address::belongs_to_us(at) => Err(Trouble::Stranger(at.port())),
+                        _ => Ok(()),
+                    };
+                }
+                Ok(reply) => format!("{} {}", reply.status, reply.excerpt()).trim_end().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if left(deadline).is_zero() {
+                return Err(Trouble::NeverReady { last });
+            }
+            if pause == LONGEST_PAUSE {
+                let line = self.log.tail_from(begin, 1, key);
+                if line != shown {
+                    stages(Stage::Loading { line: line.clone() });
+                    shown = line;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_answer(&self, deadline: Instant) -> Result<(), Trouble> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.probe(1, left(deadline)).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.passes() && !left(deadline).is_zero() => {
+                    tokio::time::sleep(pause.min(left(deadline))).await;
+                    pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                }
+                Err(error) => return Err(Trouble::NoAnswer(error)),
+            }
+        }
+    }
+
+    fn explain(&self, trouble: Trouble, begin: u64) -> LaunchError {
+        let seen = Box::new(Seen {
+            program: self.plan.command.first().unwrap_or(&self.plan.name).clone(),
+            log: self.log.path().to_owned(),
+            tail: self.log.tail_from(begin, TAIL, self.key().map(|key| &**key)),
+        });
+        match trouble {
+            Trouble::Exited(status) => {
+                let after = self.running().map(|running| running.started.elapsed()).unwrap_or_default();
+                LaunchError::Exited { status, after, seen }
+            }
+            Trouble::Gone => LaunchError::Leftover(io::Error::from(io::ErrorKind::NotFound)),
+            Trouble::Stranger(port) => LaunchError::Stranger(port),
+            Trouble::NoAnswer(source) => LaunchError::NoAnswer { source: Box::new(source), seen },
+            Trouble::NeverReady { last } => {
+                let (health, within) = (self.plan.health_path.clone(), self.plan.start_timeout);
+                LaunchError::NeverReady { health, within, last, seen }
+            }
+        }
+    }
+}
+
+/// What ended a wait for readiness.
+enum Trouble {
+    Exited(ExitStatus),
+    NeverReady { last: String },
+    NoAnswer(ProbeError),
+    Stranger(u16),
+    Gone,
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// 32 random bytes in hexadecimal.
+fn random_key() -> Result<String, getrandom::Error> {
+    let mut bytes = [0u8; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A fresh directory for this launch alone: what an engine that was killed left in an older one is gone.
+fn make_own_dir(dir: &Path) -> Result<(), LaunchError> {
+    let _ = fs::remove_dir_all(dir);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| LaunchError::Files { path: dir.to_owned(), source })
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGKILL) => "SIGKILL (was the job out of memory?)".to_owned(),
+        Some(signal) => format!("signal {signal}"),
+        None => format!("exit code {}", status.code().unwrap_or_default()),
+    }
+}
