@@ -6,6 +6,23 @@
 //! leaves the engine as it was ([`SwapError::unharmed`]); one that broke the engine says so and it is started again.
 
 pub mod checkpoint;
+mod freeze;
+mod hook;
+mod ladder;
+mod memory;
+mod restart;
+mod sleep;
+mod swapper;
+mod trial;
+
+pub use freeze::Freeze;
+pub use hook::Hook;
+pub use ladder::{Deps, Missing, build};
+pub use memory::{MemoryProbe, NoGpus, PerGpu};
+pub use restart::Restart;
+pub use sleep::Sleep;
+pub use swapper::{MoveFailed, Swapper};
+pub use trial::{Trial, TrialError};
 
 use crate::{
     engine::Engine,
@@ -29,6 +46,11 @@ pub trait Mechanism: Send + Sync {
 
     /// Swaps the engine in. On return it answers requests. The caller holds the reservation for the bytes.
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError>;
+
+    /// A [`SwapError`] of this mechanism.
+    fn fault(&self, stage: &'static str, reason: String, unharmed: bool) -> SwapError {
+        SwapError { mechanism: self.kind(), stage, reason, unharmed }
+    }
 }
 
 /// The course of one move: its deadline going in, its phases and bytes coming out.

@@ -1,0 +1,286 @@
+//! One engine's ladder in service: which rung it stands on, what was crossed out and why.
+//!
+//! ```text
+//!            trial, adopt                 swap_out                     swap_in
+//!  (no rung) ───────────▶ Resident ─────────────────────▶ Out ─────────────────────▶ Resident
+//!                            │  refused, unharmed           │  refused, unharmed
+//!                            │  ├─ once: resident, a strike │  ├─ once: out, a strike
+//!                            │  └─ again: crossed out,      │  └─ again: crossed out, engine lost
+//!                            │     the next rung swaps out  │
+//!                            └─ harmed: crossed out, lost ──┴─▶ stopped; the next start tries the rungs that are left
+//! ```
+//!
+//! A rung is crossed out for good after [`STRIKES`] refusals in a row, or the first time it loses the engine. `restart`
+//! is never crossed out: there is nothing below it, and whether an engine that cannot be started is given up is the
+//! scheduler's to say.
+
+use super::{Deps, Mechanism, MemoryProbe, MoveLog, SwapError, ladder, memory};
+use crate::{
+    config::ModelPlan,
+    engine::Engine,
+    scheduler::SwapMeasure,
+    units::{Bytes, Footprint, MechanismKind},
+};
+use std::{sync::Arc, time::Instant};
+
+/// Refusals in a row after which a mechanism is crossed out.
+pub const STRIKES: u32 = 2;
+
+/// One mechanism of the ladder.
+struct Rung {
+    mechanism: Arc<dyn Mechanism>,
+    strikes: u32,
+    crossed: bool,
+}
+
+/// Swaps one engine; outlives the engine's processes.
+pub struct Swapper {
+    rungs: Vec<Rung>,
+    /// The rung in use.
+    current: Option<usize>,
+    /// The rung that swapped the engine out, while it is out: only it can bring it back.
+    out_by: Option<usize>,
+    crossed: Vec<(MechanismKind, String)>,
+    pub(super) gpus: Arc<dyn MemoryProbe>,
+    pub(super) resident: Footprint,
+    pub(super) out: Footprint,
+}
+
+/// A swap that did not happen, whatever was tried.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct MoveFailed {
+    /// What was tried and why it failed.
+    pub detail: String,
+    /// The engine is gone and was stopped; else it is where it was before.
+    pub lost: bool,
+}
+
+/// Which way a move goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Out,
+    In,
+}
+
+impl Swapper {
+    /// The plan's ladder; nothing is tried yet.
+    pub fn new(plan: &ModelPlan, deps: &Deps) -> Self {
+        let rung = |&kind| Rung { mechanism: ladder::build(kind, deps), strikes: 0, crossed: false };
+        Swapper {
+            rungs: plan.swap.iter().map(rung).collect(),
+            current: None,
+            out_by: None,
+            crossed: Vec::new(),
+            gpus: deps.gpus.clone(),
+            resident: Footprint::default(),
+            out: Footprint::default(),
+        }
+    }
+
+    /// The mechanism in use; `None` before the trial.
+    pub fn current(&self) -> Option<MechanismKind> {
+        self.current.map(|at| self.rungs[at].mechanism.kind())
+    }
+
+    /// The mechanisms that were crossed out, in that order, each with the reason.
+    pub fn crossed(&self) -> &[(MechanismKind, String)] {
+        &self.crossed
+    }
+
+    /// The engine was stopped or has died: it is no longer out.
+    pub fn forget(&mut self) {
+        self.out_by = None;
+    }
+
+    /// Swaps the engine out, by the next rung if this one is refused for the last time.
+    ///
+    /// # Errors
+    /// When the engine stays resident, or is lost; it has been stopped then.
+    pub async fn swap_out(&mut self, engine: &mut Engine, in_flight: u32) -> Result<SwapMeasure, MoveFailed> {
+        loop {
+            let Some(at) = self.current else {
+                let detail = "no mechanism is left that can swap this engine".to_owned();
+                return Err(MoveFailed { detail, lost: false });
+            };
+            let kind = self.rungs[at].mechanism.kind();
+            if in_flight > 0 && !kind.keeps_streams() {
+                let detail = format!("{in_flight} request(s) run, and {kind} would cut them off");
+                return Err(MoveFailed { detail, lost: false });
+            }
+            match self.attempt(at, engine, Way::Out, in_flight).await {
+                Ok(measure) => return Ok(measure),
+                Err(error) => match self.judge(at, engine, error).await {
+                    Some(failed) => return Err(failed),
+                    None => self.current = self.first_that_suits(engine).await,
+                },
+            }
+        }
+    }
+
+    /// Swaps the engine in again, by the rung that swapped it out.
+    ///
+    /// # Errors
+    /// When the engine stays out, or is lost; it has been stopped then.
+    pub async fn swap_in(&mut self, engine: &mut Engine) -> Result<SwapMeasure, MoveFailed> {
+        let Some(at) = self.out_by else {
+            return Err(MoveFailed { detail: "the engine is not out".to_owned(), lost: !engine.is_alive() });
+        };
+        match self.attempt(at, engine, Way::In, 0).await {
+            Ok(measure) => Ok(measure),
+            Err(error) => match self.judge(at, engine, error).await {
+                Some(failed) => Err(failed),
+                None => {
+                    // What this rung took out no other can bring back.
+                    let detail = self.crossed.last().map(|(_, reason)| reason.clone()).unwrap_or_default();
+                    Err(self.lose(engine, detail).await)
+                }
+            },
+        }
+    }
+
+    /// Counts a failure against its rung. `None`: the rung is crossed out and the engine unharmed, so another may try.
+    async fn judge(&mut self, at: usize, engine: &mut Engine, error: SwapError) -> Option<MoveFailed> {
+        let detail = error.to_string();
+        if !error.unharmed {
+            self.cross_out(at, detail.clone());
+            return Some(self.lose(engine, detail).await);
+        }
+        self.rungs[at].strikes += 1;
+        if self.rungs[at].strikes < STRIKES || self.rungs[at].mechanism.kind() == MechanismKind::Restart {
+            return Some(MoveFailed { detail, lost: false });
+        }
+        self.cross_out(at, detail);
+        None
+    }
+
+    /// Ends what is left of an engine that cannot go on.
+    async fn lose(&mut self, engine: &mut Engine, mut detail: String) -> MoveFailed {
+        self.out_by = None;
+        if let Err(error) = engine.stop().await {
+            detail = format!("{detail}; and its processes cannot be ended: {error}");
+        }
+        MoveFailed { detail, lost: true }
+    }
+
+    /// One move by one rung, measured.
+    async fn attempt(
+        &mut self,
+        at: usize,
+        engine: &mut Engine,
+        way: Way,
+        in_flight: u32,
+    ) -> Result<SwapMeasure, SwapError> {
+        let mechanism = self.rungs[at].mechanism.clone();
+        let kind = mechanism.kind();
+        let begun = Instant::now();
+        let mut log = MoveLog::new(begun + engine.plan.swap_timeout, in_flight);
+        // The two mechanisms that end the engine's process on purpose are not watched for its end.
+        let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
+        let exited = engine.exited();
+        let moved = async {
+            match way {
+                Way::Out => mechanism.swap_out(engine, &mut log).await,
+                Way::In => mechanism.swap_in(engine, &mut log).await,
+            }
+        };
+        let measured = tokio::select! {
+            biased;
+            measured = moved => measured?,
+            _ = exited, if watched => {
+                return Err(mechanism.fault("move", "the engine's process ended meanwhile".to_owned(), false));
+            }
+        };
+        let took = begun.elapsed();
+        self.rungs[at].strikes = 0;
+        match way {
+            Way::Out => {
+                self.out_by = Some(at);
+                self.out = self.out_footprint(kind, measured);
+            }
+            Way::In => {
+                self.out_by = None;
+                if kind == MechanismKind::Restart {
+                    self.resident = memory::resident(engine, &*self.gpus).await;
+                } else if memory::total(&measured.gpu) > Bytes(0) {
+                    self.resident.gpu = measured.gpu;
+                }
+            }
+        }
+        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, ..self.measure() })
+    }
+
+    /// What is known of the engine's footprints under the rung in use; a move's own times are left zero.
+    pub(super) fn measure(&self) -> SwapMeasure {
+        let mechanism = self.current();
+        let mut resident = self.resident.clone();
+        // The bound on CPU engines that stay in memory is how many of them compute at once.
+        resident.slots = u32::from(mechanism == Some(MechanismKind::Freeze));
+        SwapMeasure { mechanism, resident, out: self.out.clone(), ..SwapMeasure::default() }
+    }
+
+    /// What an engine swapped out by this mechanism takes.
+    pub(super) fn out_footprint(&self, kind: MechanismKind, measured: Footprint) -> Footprint {
+        match kind {
+            MechanismKind::Freeze => Footprint { slots: 0, ..self.resident.clone() },
+            _ => measured,
+        }
+    }
+
+    pub(super) fn cross_out(&mut self, at: usize, reason: String) {
+        let rung = &mut self.rungs[at];
+        let kind = rung.mechanism.kind();
+        if kind == MechanismKind::Restart {
+            return;
+        }
+        tracing::warn!(mechanism = %kind, %reason, "crossed out for this engine");
+        rung.crossed = true;
+        self.crossed.push((kind, reason));
+        if self.current == Some(at) {
+            self.current = None;
+        }
+    }
+
+    /// The first rung that is not crossed out and suits; those before it that do not are crossed out.
+    pub(super) async fn first_that_suits(&mut self, engine: &Engine) -> Option<usize> {
+        for at in 0..self.rungs.len() {
+            if self.rungs[at].crossed {
+                continue;
+            }
+            let mechanism = self.rungs[at].mechanism.clone();
+            match mechanism.suits(engine).await {
+                Ok(()) => return Some(at),
+                Err(reason) => self.cross_out(at, reason),
+            }
+        }
+        None
+    }
+
+    /// Takes a rung into use.
+    pub(super) fn settle_on(&mut self, at: usize) {
+        self.current = Some(at);
+        if self.rungs[at].mechanism.kind() == MechanismKind::Freeze {
+            self.out = self.out_footprint(MechanismKind::Freeze, Footprint::default());
+        }
+    }
+
+    pub(super) fn kind_of(&self, at: usize) -> MechanismKind {
+        self.rungs[at].mechanism.kind()
+    }
+
+    pub(super) async fn attempt_out(
+        &mut self,
+        at: usize,
+        engine: &mut Engine,
+    ) -> Result<SwapMeasure, SwapError> {
+        self.attempt(at, engine, Way::Out, 0).await
+    }
+
+    pub(super) async fn attempt_in(
+        &mut self,
+        at: usize,
+        engine: &mut Engine,
+    ) -> Result<SwapMeasure, SwapError> {
+        self.attempt(at, engine, Way::In, 0).await
+    }
+}

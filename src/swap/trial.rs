@@ -1,0 +1,195 @@
+//! The trial: which rung of the ladder really works for this engine, found out before anybody depends on it.
+//!
+//! For each rung in order: does it suit → swap out → is the memory free → swap in → is the greedy answer the same. The
+//! first that passes is used; each one before it is crossed out with its reason. A rung that loses the engine costs
+//! another start. `restart` passes unexercised: the start that led here was its trial, and another would only cost time.
+
+use super::{Swapper, memory};
+use crate::{
+    engine::{Answer, Engine, LaunchError, ProbeError},
+    scheduler::SwapMeasure,
+    units::{Bytes, Footprint, MechanismKind},
+};
+use std::time::{Duration, Instant};
+
+/// Tokens of the answer that is compared.
+const TOKENS: u32 = 16;
+/// How long one such answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a trial found.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The mechanism that will be used.
+    pub chosen: MechanismKind,
+    /// What it costs: footprints, and the time and phases of the trial's swap-in.
+    pub measure: SwapMeasure,
+    /// The greedy answer before and after, for the log.
+    pub answer: Option<String>,
+    /// How long the trial took in all.
+    pub took: Duration,
+}
+
+/// Why there is no mechanism.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// The engine does not answer, so nothing can be compared.
+    #[error("the engine did not answer before its trial: {0}")]
+    NoAnswer(#[from] ProbeError),
+    /// A mechanism lost the engine and it could not be started again.
+    #[error("the engine was lost in the trial of {mechanism} and cannot be started again: {source}")]
+    Lost {
+        /// The mechanism that lost it.
+        mechanism: MechanismKind,
+        /// Why it cannot be started.
+        source: LaunchError,
+    },
+    /// No rung passed.
+    #[error("no mechanism can swap this engine: {}; add \"restart\" to its swap list", reasons(.0))]
+    NoMechanism(Vec<(MechanismKind, String)>),
+}
+
+impl Swapper {
+    /// Tries the rungs on a running engine and settles on the first that works. The engine is resident afterwards.
+    ///
+    /// # Errors
+    /// [`TrialError`]; the engine may be gone then.
+    pub async fn trial(&mut self, engine: &mut Engine) -> Result<Trial, TrialError> {
+        let begun = Instant::now();
+        self.forget();
+        self.resident = memory::resident(engine, &*self.gpus).await;
+        self.out = Footprint::default();
+        let reference = Reference::of(engine).await?;
+        while let Some(at) = self.first_that_suits(engine).await {
+            if self.kind_of(at) == MechanismKind::Restart {
+                self.settle_on(at);
+                return Ok(self.passed(self.measure(), &reference, begun));
+            }
+            let setback = match self.exercise(at, engine, &reference).await {
+                Ok(measure) => {
+                    self.settle_on(at);
+                    let SwapMeasure { took, moved, phases, .. } = measure;
+                    let measure = SwapMeasure { took, moved, phases, ..self.measure() };
+                    return Ok(self.passed(measure, &reference, begun));
+                }
+                Err(setback) => setback,
+            };
+            let mechanism = self.kind_of(at);
+            self.cross_out(at, setback.reason);
+            // A rung that was refused has perhaps touched the engine all the same.
+            if setback.harmed || reference.check(engine).await.is_err() {
+                engine.stop().await.map_err(|error| lost(mechanism, LaunchError::Leftover(error)))?;
+                engine.launch(&|_| {}).await.map_err(|error| lost(mechanism, error))?;
+                self.forget();
+            }
+        }
+        Err(TrialError::NoMechanism(self.crossed().to_vec()))
+    }
+
+    /// Settles on the first rung that suits, untried.
+    ///
+    /// # Errors
+    /// When none does.
+    pub async fn adopt(&mut self, engine: &Engine) -> Result<Trial, TrialError> {
+        let begun = Instant::now();
+        self.forget();
+        self.resident = memory::resident(engine, &*self.gpus).await;
+        self.out = Footprint::default();
+        match self.first_that_suits(engine).await {
+            Some(at) => {
+                self.settle_on(at);
+                Ok(Trial {
+                    chosen: self.kind_of(at),
+                    measure: self.measure(),
+                    answer: None,
+                    took: begun.elapsed(),
+                })
+            }
+            None => Err(TrialError::NoMechanism(self.crossed().to_vec())),
+        }
+    }
+
+    /// One rung, out and in; what the swap-in measured.
+    async fn exercise(
+        &mut self,
+        at: usize,
+        engine: &mut Engine,
+        reference: &Reference,
+    ) -> Result<SwapMeasure, Setback> {
+        let before = memory::total(&self.resident.gpu);
+        let out = self
+            .attempt_out(at, engine)
+            .await
+            .map_err(|error| Setback { reason: error.to_string(), harmed: !error.unharmed })?;
+        let left = memory::total(&out.out.gpu);
+        // A hook's work is the user's to judge.
+        let freed = left <= memory::most_left(before) || self.kind_of(at) == MechanismKind::Hook;
+        // Whatever happens from here on, the engine is out or in doubt.
+        let harmed = |reason| Setback { reason, harmed: true };
+        let measure = self.attempt_in(at, engine).await.map_err(|error| harmed(error.to_string()))?;
+        reference.check(engine).await.map_err(harmed)?;
+        if before > Bytes(0) && !freed {
+            let reason = format!("it freed too little to be of use: {left} of {before} stayed on the GPUs");
+            return Err(Setback { reason, harmed: false });
+        }
+        Ok(measure)
+    }
+
+    fn passed(&self, measure: SwapMeasure, reference: &Reference, begun: Instant) -> Trial {
+        let chosen = self.current().expect("a rung was settled on just before");
+        Trial { chosen, measure, answer: Some(reference.first.excerpt()), took: begun.elapsed() }
+    }
+}
+
+/// Why a rung did not pass.
+struct Setback {
+    reason: String,
+    /// The engine cannot go on as it is.
+    harmed: bool,
+}
+
+/// What the engine says before it is swapped: twice, because the second request meets filled caches, and may be computed
+/// in another order of sums than the first.
+struct Reference {
+    first: Answer,
+    second: Answer,
+}
+
+impl Reference {
+    async fn of(engine: &Engine) -> Result<Self, ProbeError> {
+        let first = engine.probe(TOKENS, ANSWER_LIMIT).await?;
+        let second = engine.probe(TOKENS, ANSWER_LIMIT).await?;
+        if !first.same(&second) {
+            let (first, second) = (first.excerpt(), second.excerpt());
+            tracing::warn!(model = %engine.plan.name, first, second, "greedy answers of this engine differ by themselves");
+        }
+        Ok(Reference { first, second })
+    }
+
+    /// The same answer again; at the second time of asking, if the first met emptied caches.
+    async fn check(&self, engine: &Engine) -> Result<(), String> {
+        let mut answer = Answer::Healthy;
+        for _ in 0..2 {
+            answer = engine
+                .probe(TOKENS, ANSWER_LIMIT)
+                .await
+                .map_err(|error| format!("the engine did not answer after its swap: {error}"))?;
+            if answer.same(&self.first) || answer.same(&self.second) {
+                return Ok(());
+            }
+        }
+        let (before, after) = (self.first.excerpt(), answer.excerpt());
+        Err(format!("the greedy answer changed: {before} before the swap, {after} after it"))
+    }
+}
+
+fn lost(mechanism: MechanismKind, source: LaunchError) -> TrialError {
+    TrialError::Lost { mechanism, source }
+}
+
+fn reasons(crossed: &[(MechanismKind, String)]) -> String {
+    if crossed.is_empty() {
+        return "its swap list is empty".to_owned();
+    }
+    crossed.iter().map(|(kind, reason)| format!("{kind}: {reason}")).collect::<Vec<_>>().join("; ")
+}
