@@ -1,0 +1,5 @@
+//! Engines and how they are swapped: real ones (made by `scripts/engines`), and ones that misbehave (`fake.py`).
+
+mod lab;
+mod launch;
+mod swap;
