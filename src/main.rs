@@ -1,9 +1,12 @@
 //! Parses, dispatches, and maps errors to exit codes; all else is in the library.
 
 fn main() -> std::process::ExitCode {
-    // The daemon's own child, not a verb for people: it must not pay for, or depend on, the command line.
+    // The daemon's own children, not verbs for people: they must not pay for, or depend on, the command line.
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "gpu-server") {
         swapserve::gpu::server::main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::warden::VERB) {
+        swapserve::process::warden::main(std::env::args_os().skip(2));
     }
     swapserve::cli::main(std::env::args_os())
 }

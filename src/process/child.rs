@@ -16,8 +16,12 @@ use super::tree::Tree;
 /// A child of this process. Clones are the same child; it is reaped whether or not anybody waits for it.
 #[derive(Clone, Debug)]
 pub struct Child {
-    handle: Arc<Handle>,
+    id: ProcId,
+    /// `None`: it had ended before it could be held.
+    handle: Option<Arc<Handle>>,
     exit: watch::Receiver<Option<ExitStatus>>,
+    /// The warden above it; it is this process's child then, and the child itself is the warden's.
+    warden: Option<Box<Child>>,
 }
 
 impl Child {
@@ -26,12 +30,22 @@ impl Child {
         let handle = Arc::new(handle);
         let (ended, exit) = watch::channel(None);
         tokio::spawn(reap(handle.clone(), ended));
-        Self { handle, exit }
+        Self { id: handle.id(), handle: Some(handle), exit, warden: None }
+    }
+
+    /// A warden's child, whose exit status the warden tells.
+    pub(super) fn guarded(
+        id: ProcId,
+        handle: Option<Handle>,
+        exit: watch::Receiver<Option<ExitStatus>>,
+        warden: Child,
+    ) -> Self {
+        Self { id, handle: handle.map(Arc::new), exit, warden: Some(Box::new(warden)) }
     }
 
     /// Who it is.
     pub fn id(&self) -> ProcId {
-        self.handle.id()
+        self.id
     }
 
     /// Its process id.
@@ -57,12 +71,15 @@ impl Child {
     /// # Errors
     /// `EPERM` when it became another user's.
     pub fn signal(&self, signal: Signal) -> io::Result<bool> {
-        self.handle.signal(signal)
+        self.handle.as_ref().map_or(Ok(false), |handle| handle.signal(signal))
     }
 
-    /// The tree that grows from it.
+    /// The tree that grows from it: everybody below its warden, or, where it has none, below itself.
     pub fn tree(&self) -> Tree {
-        Tree::of(self.id())
+        match &self.warden {
+            Some(warden) => Tree::of(warden.id).below_root(),
+            None => Tree::of(self.id),
+        }
     }
 }
 

@@ -66,6 +66,7 @@ pub struct Launch {
     pub(super) core_dumps: bool,
     pub(super) oom_score_adj: Option<i16>,
     pub(super) binding: Option<Binding>,
+    pub(super) guarded: bool,
 }
 
 impl Launch {
@@ -85,6 +86,7 @@ impl Launch {
             core_dumps: false,
             oom_score_adj: None,
             binding: None,
+            guarded: false,
         }
     }
 
@@ -183,6 +185,13 @@ impl Launch {
     /// Binds the child, and all it starts, to cores and memory. Without one it keeps this process's own.
     pub fn binding(mut self, binding: Option<Binding>) -> Self {
         self.binding = binding;
+        self
+    }
+
+    /// Puts the child under a warden (see [`warden`](super::warden)), if the spawner has one: then nobody below it is
+    /// ever lost, and everybody ends with this process. The child gets a session of its own.
+    pub fn guarded(mut self) -> Self {
+        self.guarded = true;
         self
     }
 

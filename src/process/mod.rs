@@ -10,6 +10,8 @@
 //!   `waitpid(-1)`, which would steal the statuses of other waiters.
 //! * [`Tree`]: the whole tree of an engine. A pid is only ever used together with its start time
 //!   ([`ProcId`]), so a recycled number is never mistaken for the process it once was.
+//! * [`warden`]: a small process above each engine, below which nobody is lost, and which ends them all when
+//!   this process dies.
 //! * [`stop`]: TERM, grace, KILL, to the whole tree, until a new look at `/proc` finds nobody.
 //!
 //! What a stranger may touch: [`Launch`] for what a child is given; the others for how it lives.
@@ -22,6 +24,7 @@ mod spawner;
 mod stat;
 mod stop;
 mod tree;
+pub mod warden;
 
 pub use child::Child;
 pub use handle::Handle;

@@ -19,6 +19,7 @@ use super::child::{Child, wait};
 use super::handle::Handle;
 use super::launch::{Group, Launch, Output, Stdin};
 use super::stat::ProcFs;
+use super::warden;
 use crate::topology::{BindError, Binding};
 
 /// Why a child was not started.
@@ -80,6 +81,7 @@ struct Request {
 #[derive(Clone, Debug)]
 pub struct Spawner {
     requests: mpsc::Sender<Request>,
+    warden: Option<PathBuf>,
 }
 
 impl Spawner {
@@ -100,7 +102,13 @@ impl Spawner {
                 drop(kept);
             })
             .map_err(SpawnError::Thread)?;
-        Ok(Self { requests })
+        Ok(Self { requests, warden: None })
+    }
+
+    /// Has guarded children ([`Launch::guarded`]) started under a warden: `program` is this program, which is
+    /// `/proc/self/exe` unless a test says otherwise.
+    pub fn with_warden(self, program: impl Into<PathBuf>) -> Self {
+        Self { warden: Some(program.into()), ..self }
     }
 
     /// Starts a child. It has been executed when this comes back.
@@ -108,11 +116,17 @@ impl Spawner {
     /// # Errors
     /// [`SpawnError`], with what was tried and what to look at.
     pub async fn spawn(&self, launch: Launch) -> Result<Child, SpawnError> {
+        match &self.warden {
+            Some(program) if launch.guarded => warden::start(self, program, launch).await,
+            _ => self.fork(launch).await.map(Child::adopt),
+        }
+    }
+
+    pub(super) async fn fork(&self, launch: Launch) -> Result<Handle, SpawnError> {
         let gone = || SpawnError::Thread(io::Error::from(io::ErrorKind::BrokenPipe));
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request { launch, reply }).map_err(|_| gone())?;
-        let handle = answer.await.map_err(|_| gone())??;
-        Ok(Child::adopt(handle))
+        answer.await.map_err(|_| gone())?
     }
 }
 
@@ -170,10 +184,15 @@ fn fork(launch: Launch) -> Result<Handle, SpawnError> {
             let mut step = [0u8];
             match told.read(&mut step) {
                 Ok(1) => Err(setup(Step::name(step[0]), source)),
-                _ => Err(SpawnError::Exec { hint: hint.explain(&source), program, source }),
+                _ => Err(exec_error(program, &hint, source)),
             }
         }
     }
+}
+
+/// The error of an exec that failed.
+pub(super) fn exec_error(program: String, hint: &ExecHint, source: io::Error) -> SpawnError {
+    SpawnError::Exec { hint: hint.explain(&source), program, source }
 }
 
 /// `std`'s own child object is let go without a wait: reaping is [`Child`]'s, by pid.
@@ -252,6 +271,7 @@ impl ChildSteps {
     /// Runs in the forked child: system calls only, no allocation, no lock (signal-safety(7)).
     fn run(&self) -> Result<(), (Step, io::Error)> {
         let at = |step| move |error: rustix::io::Errno| (step, io::Error::from(error));
+        unblock_all_signals();
         if self.session {
             setsid().map_err(at(Step::Session))?;
         }
@@ -269,6 +289,7 @@ impl ChildSteps {
         if let Some(score) = &self.oom_score_adj {
             write_oom_score(score.as_bytes()).map_err(at(Step::OomScore))?;
         }
+        close_inherited_files();
         for fd in &self.fds {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(at(Step::Files))?;
         }
@@ -282,7 +303,24 @@ impl ChildSteps {
     }
 }
 
-fn write_oom_score(score: &[u8]) -> rustix::io::Result<()> {
+/// A signal mask goes through fork and exec: what this process blocks, or was started with, is not for the child.
+pub(super) fn unblock_all_signals() {
+    // SAFETY: an all-zero set is valid storage, which sigemptyset makes empty; the old mask is not asked for.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Files that this process was itself started with, and knows nothing of, go no further: a copy of the step's output in an
+/// engine would keep `srun` waiting. A kernel before 5.11 cannot do it, and they are passed on.
+fn close_inherited_files() {
+    // SAFETY: descriptors are only marked to be closed at exec; nobody's use of them changes.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+pub(super) fn write_oom_score(score: &[u8]) -> rustix::io::Result<()> {
     use rustix::fs::{Mode, OFlags};
     let file =
         rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -290,13 +328,13 @@ fn write_oom_score(score: &[u8]) -> rustix::io::Result<()> {
 }
 
 /// What is needed to say why an exec failed, kept from before the launch is taken apart.
-struct ExecHint {
+pub(super) struct ExecHint {
     program: PathBuf,
     search: String,
     cwd: Option<PathBuf>,
 }
 
-fn exec_hint(launch: &Launch) -> ExecHint {
+pub(super) fn exec_hint(launch: &Launch) -> ExecHint {
     let search = launch.env.get(std::ffi::OsStr::new("PATH"));
     ExecHint {
         program: PathBuf::from(&launch.program),

@@ -110,7 +110,11 @@ impl Tree {
                 if pid == me || inside.contains(&pid) {
                     continue;
                 }
-                let began = |leader: &i32| inside.contains(leader) || self.began.contains(leader);
+                // A root that is no member does not lend its own group: its neighbours there are strangers.
+                let outside = (!self.root_is_member).then_some(self.root.pid);
+                let began = |leader: &i32| {
+                    (inside.contains(leader) && Some(*leader) != outside) || self.began.contains(leader)
+                };
                 let ours = inside.contains(&stat.ppid)
                     || began(&stat.session)
                     || began(&stat.group)
