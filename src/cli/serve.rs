@@ -1,7 +1,7 @@
 //! `swapserve serve`: until the job ends, a signal comes, or `swapserve stop`.
 
 use super::{Globals, Outcome, args::ServeArgs, service};
-use crate::process::signals::{JobSignal, JobSignals};
+use crate::job::JobSignals;
 use std::process::ExitCode;
 
 /// Runs the verb.
@@ -14,33 +14,15 @@ async fn serve(args: &ServeArgs, globals: &Globals) -> Outcome {
     let session = service::begin(args, globals).await?;
     tracing::info!(url = session.facts.url, endpoint_file = %session.endpoint_file.display(), "serving");
     let life = async {
-        let failed = service::started(&session, globals.quiet).await;
-        for model in &failed {
+        for model in service::started(&session, globals.quiet).await {
             tracing::error!(model = model.name, fault = model.note, "given up; the others are served");
         }
         session.asked_to_stop().await;
     };
     tokio::select! {
         () = life => tracing::info!("asked to stop"),
-        signal = ends(&mut signals) => tracing::info!(?signal, "ending"),
+        signal = service::end_signal(&mut signals) => tracing::info!(?signal, "ending"),
     }
-    let end = session.end();
-    tokio::pin!(end);
-    let report = tokio::select! {
-        report = &mut end => report,
-        // A second signal: whoever sends it is in a hurry.
-        _ = ends(&mut signals) => end.at_once().await,
-    };
-    service::tell_end(&report);
+    service::end(session, &mut signals).await;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The next signal that means the end: TERM and INT, HUP, and USR1 (which `srun` forwards where it would turn TERM into KILL).
-async fn ends(signals: &mut JobSignals) -> JobSignal {
-    loop {
-        let signal = signals.next().await;
-        if signal.ends_service() {
-            return signal;
-        }
-    }
 }

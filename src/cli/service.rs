@@ -3,8 +3,8 @@
 use super::{Error, Exit, Globals, args::ServeArgs, progress::{self, Progress}};
 use crate::{
     config::{self, Plan},
-    daemon::{EndReport, ModelRow, Options, Session, SessionError},
-    job::Job,
+    daemon::{ModelRow, Options, Session, SessionError},
+    job::{Job, JobSignal, JobSignals},
     scheduler::State,
 };
 use std::future::Future;
@@ -49,13 +49,25 @@ pub async fn started(session: &Session, quiet: bool) -> Vec<ModelRow> {
     failed
 }
 
-/// Says what the end left behind; nothing, if all is well.
-pub fn tell_end(report: &EndReport) {
+/// The next signal that means the end of a service: TERM, INT, HUP, and USR1, which `srun` forwards where it turns TERM
+/// into KILL.
+pub async fn end_signal(signals: &mut JobSignals) -> JobSignal {
+    loop {
+        let signal = signals.next().await;
+        if signal != JobSignal::Usr2 {
+            return signal;
+        }
+    }
+}
+
+/// Ends the session in order, at once when another signal asks for haste, and says what was left behind.
+pub async fn end(session: Session, signals: &mut JobSignals) {
+    let report = session.end(async { drop(end_signal(signals).await) }).await;
     if !report.stopped_in_time {
         tracing::warn!("not every engine ended within its time; the rest was killed");
     }
     if report.swept > 0 {
-        tracing::warn!(processes = report.swept, "processes that had left their engine's tree were ended by the last sweep");
+        tracing::warn!(processes = report.swept, "processes that had outlived their engine or command were ended");
     }
     for left in &report.left {
         tracing::error!(left, "could not be removed");
@@ -73,6 +85,11 @@ impl From<SessionError> for Error {
             SessionError::Spawner(_) | SessionError::Threads(_) => (Exit::Os, "see `ulimit -u` and the job's memory limit"),
             SessionError::Wiring(_) => (Exit::Unavailable, "see `swapserve doctor`"),
         };
-        Error::new(exit, error.to_string()).because_of(error).remedy(remedy)
+        let message = error.to_string();
+        let failed = Error::new(exit, message).remedy(remedy);
+        match std::error::Error::source(&error) {
+            Some(cause) => failed.because(cause.to_string()),
+            None => failed,
+        }
     }
 }

@@ -17,22 +17,34 @@
 //! | --- | --- |
 //! | `core` | the step: event → scheduler → effects → where they go |
 //! | `gate` | the router's [`crate::router::gate::Gate`] over the core |
+//! | `session` | a run from its first moment to its last |
+//! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
 //! | `worker` | one model's engine, start to stop |
+//! | `user_command` | the program that `run` serves |
+//! | `ending` | how long each step of the end may take |
 //! | `journal` | events and effects as JSON lines, replayable |
 //! | `history` | the swaps that happened, for `status` |
 //! | `status` | the run as JSON |
 
-pub mod core;
+mod core;
+mod ending;
 mod gate;
 mod history;
 mod journal;
 mod report;
+mod session;
+mod specs;
 mod status;
-pub mod worker;
+pub mod user_command;
+mod wiring;
+mod worker;
 
 pub use core::{Core, Grant};
 pub use gate::DaemonGate;
 pub use history::{History, SwapRow};
 pub use journal::Journal;
 pub use report::{EngineView, Order, Report, Stage};
-pub use status::RunFacts;
+pub use ending::EndPlan;
+pub use session::{EndReport, Options, Session, SessionError};
+pub use status::{ModelRow, RunFacts, RunStatus};
+pub use wiring::WiringError;

@@ -10,14 +10,16 @@ use super::{
 };
 use crate::{
     config::Plan,
-    job::{self, Endpoint, Job, RunDir},
-    process::{self, SpawnError, Spawner},
-    router::{self, RouterConfig},
+    gpu::GpuClient,
+    job::{self, Endpoint, Job, Published, RunDir, RunDirError},
+    process::{self, ProcFs, SpawnError, Spawner, Tree},
+    router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler},
-    units::{Bytes, ModelId},
+    
 };
 use std::{
     io,
+    net::SocketAddr,
     path::PathBuf,
     rc::Rc,
     sync::Arc,
@@ -25,9 +27,12 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, spawn_local},
     time::timeout,
 };
+
+/// How often Slurm is asked for the job's end: it can be changed while the job runs.
+const END_POLL: Duration = Duration::from_secs(60);
 
 /// What the command line adds to the plan.
 #[derive(Clone, Debug, Default)]
@@ -45,12 +50,9 @@ pub struct Options {
 /// What can keep a run from beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The job's facts cannot be read.
-    #[error("cannot find out what this job has")]
-    Job(#[source] job::JobError),
     /// No place for sockets and keys.
     #[error("cannot make the run directory")]
-    RunDir(#[source] job::RunDirError),
+    RunDir(#[source] RunDirError),
     /// The endpoint's address is taken or not ours.
     #[error("cannot listen on {address}")]
     Listen {
@@ -100,9 +102,11 @@ pub struct Session {
     router: JoinHandle<()>,
     workers: JoinSet<()>,
     work: Option<tokio::runtime::Runtime>,
-    endpoint: job::Published,
+    endpoint: Published,
     run_dir: RunDir,
     end: EndPlan,
+    /// The gpu server ends when its last client is dropped: after the engines.
+    _gpu: Option<GpuClient>,
 }
 
 impl Session {
@@ -110,13 +114,16 @@ impl Session {
     /// [`tokio::task::LocalSet`].
     pub async fn start(plan: Plan, options: &Options, job: Job) -> Result<Self, SessionError> {
         let (plan, job) = (Arc::new(plan), Arc::new(job));
-        process::become_subreaper().map_err(|source| SessionError::Threads(source))?;
+        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| SessionError::Threads(errno.into()))?;
         let spawner = Spawner::start().map_err(SessionError::Spawner)?;
-        let run_dir = RunDir::create(&job, options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
+        let run_dir =
+            RunDir::create(job.id().as_deref(), options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
         let key = if plan.router.require_key { Some(run_dir.make_key().map_err(SessionError::RunDir)?) } else { None };
-        let listeners = listen(&plan, &run_dir).await?;
-        let facts = facts(&plan, &job, &listeners, &run_dir);
-        let journal = options.journal.as_ref().map(|path| open_journal(path)).transpose()?;
+        let (listeners, facts) = listen(&plan, &job, &run_dir).await?;
+        let journal = match &options.journal {
+            Some(path) => Some(Journal::create(path).map_err(|source| SessionError::Journal { path: path.clone(), source })?),
+            None => None,
+        };
         let work = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("engines")
@@ -124,8 +131,8 @@ impl Session {
             .build()
             .map_err(SessionError::Threads)?;
 
-        let wired = wiring::wire(&plan, &job, &spawner, &run_dir, options.trial).await?;
-        let Wiring { resources, gpus, workers: makers } = wired;
+        let Wiring { resources, gpus, prepared, gpu } =
+            wiring::wire(&plan, &job, &spawner, &run_dir, options.trial).await?;
         let capacity = specs::capacity(&plan, &resources);
         let specs = specs::specs(&plan, &gpus, &capacity);
         let scheduler = Scheduler::new(specs, capacity, Bounds::from(&plan.scheduler));
@@ -134,35 +141,49 @@ impl Session {
         let (reports, mut reported) = mpsc::unbounded_channel();
         let mut orders = Vec::new();
         let mut workers = JoinSet::new();
-        for maker in makers {
+        for worker in prepared {
             let (order, ordered) = mpsc::unbounded_channel();
             orders.push(order);
-            let worker = maker.worker(ordered, reports.clone(), ends.clone());
-            workers.spawn_on(worker.run(), work.handle());
+            workers.spawn_on(worker.worker(ordered, reports.clone(), ends.clone()).run(), work.handle());
         }
         let core = Core::new(plan.clone(), facts.clone(), scheduler, orders, journal);
         let taking_in = core.clone();
-        tokio::task::spawn_local(async move {
+        spawn_local(async move {
             while let Some(report) = reported.recv().await {
                 taking_in.report(report);
             }
         });
-        tokio::task::spawn_local(core.clone().keep_time());
-        tokio::task::spawn_local(watch_end(core.clone(), job.clone()));
+        spawn_local(core.clone().keep_time());
+        spawn_local(watch_end(core.clone(), job.clone()));
 
         let (asked_to_stop, stop) = watch::channel(false);
         let gate = DaemonGate::new(core.clone(), asked_to_stop);
-        let (router_ending, router_ends) = watch::channel(false);
-        let config = RouterConfig::new(&plan.router, key.clone());
-        let router = tokio::task::spawn_local(router::serve(listeners, gate, config, router_ends));
-        let endpoint = Endpoint::new(&facts, run_dir.key_file(), &plan);
-        let endpoint = job::publish(&endpoint, options.endpoint_file.as_deref(), &job).map_err(SessionError::RunDir)?;
+        let (router_ending, mut router_ends) = watch::channel(false);
+        let config = RouterConfig::new(&plan.router, key.as_deref().map(Key::new));
+        let router = spawn_local(router::serve(listeners, gate, config, async move {
+            // Also when the session is dropped: nobody is left to serve for.
+            let _ = router_ends.wait_for(|ends| *ends).await;
+        }));
+        let endpoint = endpoint(&facts, key.as_deref(), &plan);
+        let endpoint = endpoint.publish(options.endpoint_file.as_deref()).map_err(SessionError::RunDir)?;
         core.boot();
-        let end = EndPlan::within(job.kill_wait);
-        let endpoint_file = endpoint.path().to_owned();
         Ok(Session {
-            core, facts, key, spawner, job, endpoint_file, stop, ending, router_ending, router, workers,
-            work: Some(work), endpoint, run_dir, end,
+            end: EndPlan::within(job.kill_wait),
+            endpoint_file: endpoint.path().to_owned(),
+            work: Some(work),
+            core,
+            facts,
+            key,
+            spawner,
+            job,
+            stop,
+            ending,
+            router_ending,
+            router,
+            workers,
+            endpoint,
+            run_dir,
+            _gpu: gpu,
         })
     }
 
@@ -185,22 +206,37 @@ impl Session {
         }
     }
 
-    /// Ends the run in order; `at_once` gives open streams no time.
-    pub async fn end(mut self, at_once: bool) -> EndReport {
+    /// Stops admitting requests; those on an engine go on.
+    pub fn drain(&self) {
         self.core.post(Event::Drain);
-        if !at_once {
-            let idle = self.watch(|status| status.models.iter().all(|m| m.running == 0));
+    }
+
+    /// How long the steps of the end may take.
+    pub fn end_plan(&self) -> EndPlan {
+        self.end
+    }
+
+    /// Ends the run in order; open streams get no more time once `haste` resolves.
+    pub async fn end(mut self, haste: impl Future<Output = ()>) -> EndReport {
+        self.drain();
+        let idle = self.watch(|status| status.models.iter().all(|m| m.running == 0));
+        tokio::select! {
             // Streams that take longer are ended with an error event when their engine goes.
-            let _ = timeout(self.end.drain, idle).await;
+            _ = timeout(self.end.drain, idle) => {}
+            () = haste => {}
         }
         self.ending.send_replace(true);
         let stopped = async { while self.workers.join_next().await.is_some() {} };
         let stopped_in_time = timeout(self.end.stop, stopped).await.is_ok();
         self.router_ending.send_replace(true);
-        let _ = timeout(Duration::from_secs(1), &mut self.router).await;
+        // The router gives its last bytes a second of their own.
+        let _ = timeout(Duration::from_secs(2), &mut self.router).await;
         self.core.close_journal();
-        let swept = process::sweep(&self.run_dir.cookie()).await;
         let mut left = Vec::new();
+        let swept = sweep().await.unwrap_or_else(|error| {
+            left.push(format!("processes below this one: {error}"));
+            0
+        });
         if let Err(error) = self.endpoint.remove() {
             left.push(format!("{}: {error}", self.endpoint_file.display()));
         }
@@ -214,6 +250,17 @@ impl Session {
     }
 }
 
+/// Ends whatever still runs below this process: as a subreaper it has inherited every orphan of the run.
+async fn sweep() -> io::Result<usize> {
+    let pid = std::process::id().cast_signed();
+    let Some(own) = ProcFs::default().stat(pid) else { return Ok(0) };
+    let report = process::stop(&mut Tree::of(own.id).below_root(), Duration::ZERO).await?;
+    for survivor in &report.survivors {
+        tracing::error!(pid = survivor.id.pid, name = %survivor.comm, "hangs in the kernel and cannot be killed");
+    }
+    Ok(report.ended.len())
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct EndReport {
@@ -223,4 +270,55 @@ pub struct EndReport {
     pub swept: usize,
     /// Files that could not be removed, each with the reason.
     pub left: Vec<String>,
+}
+
+/// Binds the endpoint's sockets; with the address that it got, the run's facts are known.
+async fn listen(plan: &Plan, job: &Job, run_dir: &RunDir) -> Result<(Listeners, RunFacts), SessionError> {
+    let mut listeners = Listeners::new();
+    let wanted = SocketAddr::new(plan.router.host, plan.router.port);
+    let failed = |address: String| move |source| SessionError::Listen { address, source };
+    let bound = listeners.tcp(wanted).await.map_err(failed(wanted.to_string()))?;
+    let socket = plan.router.unix_socket.then(|| run_dir.socket());
+    if let Some(path) = &socket {
+        listeners.unix(path).map_err(failed(path.display().to_string()))?;
+    }
+    // Clients on other nodes need a name, not «every address».
+    let host = if bound.ip().is_unspecified() { job.node.clone() } else { bound.ip().to_string() };
+    let facts = RunFacts {
+        job: job.id(),
+        restarts: job.slurm.as_ref().map_or(0, |slurm| slurm.restarts),
+        node: job.node.clone(),
+        pid: std::process::id(),
+        url: format!("http://{host}:{}/v1", bound.port()),
+        socket,
+        run_dir: run_dir.path().to_owned(),
+        begun: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok((listeners, facts))
+}
+
+fn endpoint(facts: &RunFacts, key: Option<&str>, plan: &Plan) -> Endpoint {
+    Endpoint {
+        url: facts.url.clone(),
+        socket: facts.socket.clone(),
+        key: key.map(str::to_owned),
+        job: facts.job.clone(),
+        node: job::endpoint::this_node(),
+        pid: facts.pid,
+        started: job::endpoint::start_time(facts.pid).expect("this process runs"),
+        models: plan.models.iter().map(|model| model.name.clone()).collect(),
+    }
+}
+
+/// Tells the scheduler when the job ends, at once and whenever that changes.
+async fn watch_end(core: Rc<Core>, job: Arc<Job>) {
+    let Some(slurm) = &job.slurm else { return };
+    loop {
+        let end = job::site::end_time(slurm.job).await.or(slurm.end);
+        if let Some(remaining) = end.and_then(|end| end.duration_since(SystemTime::now()).ok()) {
+            core.post(Event::JobEnds { remaining });
+        }
+        tokio::time::sleep(END_POLL).await;
+    }
 }

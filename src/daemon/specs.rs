@@ -27,11 +27,33 @@ pub fn capacity(plan: &Plan, has: &Resources) -> Footprint {
         gpu_budget.map_or(usable, |budget| budget.min(usable))
     });
     let limit = has.host.unwrap_or(Bytes(u64::MAX)).saturating_sub(host_headroom);
-    let slots = match plan.scheduler.running_slots {
-        0 => u32::try_from(has.cores).unwrap_or(u32::MAX).max(1),
+    let host = host_budget.map_or(limit, |budget| budget.min(limit));
+    Footprint { gpu: gpu.collect(), host, slots: slots(plan, has.cores) }
+}
+
+/// How many CPU engines compute at once: as configured, or one a core.
+pub fn slots(plan: &Plan, cores: usize) -> u32 {
+    match plan.scheduler.running_slots {
+        0 => u32::try_from(cores).unwrap_or(u32::MAX).max(1),
         slots => slots,
+    }
+}
+
+/// Which of the job's GPUs each model runs on: for each in order, those with the least memory promised so far. A model
+/// that does not say what it takes counts as a whole GPU. The config's check has seen that there are enough.
+pub fn assign_gpus(plan: &Plan, totals: &[Bytes]) -> Vec<SmallVec<[usize; 8]>> {
+    let mut promised = vec![Bytes(0); totals.len()];
+    let mut assign = |model: &ModelPlan| {
+        let mut by_load: Vec<usize> = (0..totals.len()).collect();
+        by_load.sort_by_key(|gpu| promised[*gpu]);
+        let mut chosen: SmallVec<[usize; 8]> = by_load.into_iter().take(model.gpus as usize).collect();
+        chosen.sort_unstable();
+        for gpu in &chosen {
+            promised[*gpu] = promised[*gpu] + model.gpu_memory.unwrap_or(totals[*gpu]);
+        }
+        chosen
     };
-    Footprint { gpu: gpu.collect(), host: host_budget.map_or(limit, |budget| budget.min(limit)), slots }
+    plan.models.iter().map(&mut assign).collect()
 }
 
 /// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on.

@@ -1,9 +1,14 @@
 //! The user's command: the program that `run` serves.
 
 use super::RunFacts;
-use crate::process::{Child, Launch, Output, SpawnError, Spawner, Stdin};
+use crate::{
+    job::JobSignal,
+    process::{Child, Group, Launch, Output, SpawnError, Spawner, Stdin},
+};
+use rustix::process::Signal;
 use std::{
     ffi::OsString,
+    io,
     path::Path,
     process::{ExitCode, ExitStatus},
 };
@@ -16,7 +21,7 @@ pub async fn spawn(
     key: Option<&str>,
     endpoint_file: &Path,
 ) -> Result<Child, SpawnError> {
-    let mut launch = Launch::new(&command[0]).args(&command[1..]).stdin(Stdin::Inherit);
+    let mut launch = Launch::new(&command[0]).args(&command[1..]).stdin(Stdin::Inherit).group(Group::Inherit).core_dumps(true);
     launch = launch.stdout(Output::Inherit).stderr(Output::Inherit).envs(std::env::vars_os());
     launch = launch
         .env("OPENAI_BASE_URL", &facts.url)
@@ -24,6 +29,12 @@ pub async fn spawn(
         .env("OPENAI_API_KEY", key.unwrap_or("none"))
         .env("SWAPSERVE_ENDPOINT_FILE", endpoint_file);
     spawner.spawn(launch).await
+}
+
+/// Passes a signal on to it; nothing, if it has ended.
+pub fn pass_on(command: &Child, signal: JobSignal) -> io::Result<()> {
+    let signal = Signal::from_named_raw(signal.number()).expect("job signals have names");
+    command.signal(signal).map(drop)
 }
 
 /// Its status as ours: the code, or 128 + the signal that ended it, as shells have it.

@@ -1,2 +1,188 @@
-//! Which engine goes where and with what: placement, the GPU server, and one worker a model. Nothing is started here
-//! but the GPU server.
+//! Which engine goes where and with what: placement, the gpu server, one worker a model. Nothing is started here but the
+//! gpu server.
+
+use super::{
+    report::{Order, Report},
+    specs::{self, Resources},
+    worker::Worker,
+};
+use crate::{
+    config::Plan,
+    engine::{Cookie, Engine, EngineEnv},
+    gpu::{self, Description, GpuClient, GpuError},
+    job::{Job, RunDir},
+    process::Spawner,
+    swap::{Deps, Swapper},
+    topology::{self, Allowed, Binding, Mask, PciId, Placement, Request, TopologyError},
+    units::{Bytes, ModelId},
+};
+use smallvec::SmallVec;
+use std::{collections::BTreeMap, ffi::OsString, io, sync::Arc};
+use tokio::sync::{mpsc, watch};
+
+/// The variable that marks every process of a run.
+pub const COOKIE: &str = "SWAPSERVE_RUN";
+
+/// Why the engines cannot be given their places.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// The machine's cores and memory are unknown.
+    #[error("cannot learn this node's cores and memory")]
+    Topology(#[from] TopologyError),
+    /// The gpu server cannot be started.
+    #[error("cannot start the gpu server")]
+    GpuServer(#[source] io::Error),
+    /// It does not answer.
+    #[error("the gpu server does not answer")]
+    Gpu(#[from] GpuError),
+    /// Models want more GPUs than can be used.
+    #[error("model {model} wants {wanted} GPU(s), and this job can use {found}: {reasons}")]
+    TooFewGpus {
+        /// The model.
+        model: String,
+        /// What it wants.
+        wanted: u32,
+        /// What there is.
+        found: usize,
+        /// Why there are not more.
+        reasons: String,
+    },
+}
+
+/// Everything that is needed to begin.
+pub struct Wiring {
+    /// What the ledgers are made from.
+    pub resources: Resources,
+    /// Each model's GPUs among the job's.
+    pub gpus: Vec<SmallVec<[usize; 8]>>,
+    /// One a model, not working yet.
+    pub prepared: Vec<Prepared>,
+    /// The gpu server's client, where there are GPUs.
+    pub gpu: Option<GpuClient>,
+}
+
+/// A worker to be.
+pub struct Prepared {
+    model: ModelId,
+    engine: Engine,
+    swapper: Swapper,
+    placement: String,
+    trial: bool,
+}
+
+impl Prepared {
+    /// Puts it to work.
+    pub fn worker(
+        self,
+        orders: mpsc::UnboundedReceiver<Order>,
+        reports: mpsc::UnboundedSender<Report>,
+        ending: watch::Receiver<bool>,
+    ) -> Worker {
+        let Prepared { model, engine, swapper, placement, trial } = self;
+        Worker { model, engine, swapper, trial, orders, reports, ending, placement, cold_start: None }
+    }
+}
+
+/// Places every engine and prepares its worker.
+pub async fn wire(
+    plan: &Plan,
+    job: &Job,
+    spawner: &Spawner,
+    run_dir: &RunDir,
+    trial: bool,
+) -> Result<Wiring, WiringError> {
+    let gpu = if plan.models.iter().any(|model| model.gpus > 0) { Some(start_gpu_server()?) } else { None };
+    let found = match &gpu {
+        Some(client) => Gpus::ask(client).await?,
+        None => Gpus::default(),
+    };
+    found.suffice(plan)?;
+    let gpus = specs::assign_gpus(plan, &found.totals);
+    let view = topology::discover(&topology::Source::default())?;
+    let requests: Vec<Request> =
+        gpus.iter().map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() }).collect();
+    let allowed = Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
+    let slots = specs::slots(plan, job.cores.len()) as usize;
+    let placements = topology::place(&view, &allowed, &requests, slots);
+    let resources = Resources { gpu_free: found.free, host: job.memory, cores: job.cores.len() };
+    let deps = Deps::new(gpu.clone());
+    let places = gpus.iter().zip(&placements).enumerate();
+    let prepared = places.map(|(at, (gpus, placement))| {
+        let model = plan.models[at].clone();
+        let env = EngineEnv {
+            spawner: spawner.clone(),
+            run_dir: run_dir.path().to_owned(),
+            log_dir: run_dir.logs(),
+            cookie: Cookie { name: COOKIE.to_owned(), value: format!("{}/{}", run_dir.cookie(), model.name) },
+            inherited: inherited(),
+            gpus: gpus.clone(),
+            visible: gpus.iter().map(|gpu| found.visible[*gpu].clone()).collect(),
+            threads: u32::try_from(placement.cpus.len()).ok().filter(|cores| *cores > 0),
+            gpu_memory_fraction: fraction(model.gpu_memory, gpus, &found.totals),
+            binding: Binding::prepare(placement, view.this_system).map(Arc::new),
+            extra: BTreeMap::new(),
+        };
+        let swapper = Swapper::new(&model, &deps);
+        let engine = Engine::new(Arc::new(model), env);
+        Prepared { model: ModelId(at as u32), engine, swapper, placement: in_words(placement), trial }
+    });
+    Ok(Wiring { resources, prepared: prepared.collect(), gpus, gpu })
+}
+
+fn start_gpu_server() -> Result<GpuClient, WiringError> {
+    Ok(GpuClient::start(gpu::launch::ServerCommand::own().map_err(WiringError::GpuServer)?))
+}
+
+/// The job's GPUs as the driver sees them, in the order of `CUDA_VISIBLE_DEVICES`.
+#[derive(Default)]
+struct Gpus {
+    totals: Vec<Bytes>,
+    free: Vec<Bytes>,
+    pci: Vec<Option<PciId>>,
+    visible: Vec<String>,
+    missing: Vec<String>,
+}
+
+impl Gpus {
+    async fn ask(client: &GpuClient) -> Result<Self, WiringError> {
+        let Description { gpus, capabilities, .. } = client.describe().await?;
+        let mut found = Gpus::default();
+        for gpu in &gpus {
+            let memory = client.memory(gpu.ordinal).await?;
+            found.totals.push(Bytes(gpu.total));
+            found.free.push(Bytes(memory.free));
+            found.pci.push(gpu.pci_bus_id.parse().ok());
+            // Names hold in every process; a number is relative to what each process was given.
+            found.visible.push(gpu.uuid.clone());
+        }
+        found.missing = capabilities.into_iter().filter(|c| !c.available).map(|c| format!("{}: {}", c.name, c.reason)).collect();
+        Ok(found)
+    }
+
+    fn suffice(&self, plan: &Plan) -> Result<(), WiringError> {
+        match plan.models.iter().find(|model| model.gpus as usize > self.totals.len()) {
+            None => Ok(()),
+            Some(model) => Err(WiringError::TooFewGpus {
+                model: model.name.clone(),
+                wanted: model.gpus,
+                found: self.totals.len(),
+                reasons: self.missing.join("; "),
+            }),
+        }
+    }
+}
+
+/// What engines inherit of this process's environment: all but our own variables.
+fn inherited() -> BTreeMap<OsString, OsString> {
+    std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("SWAPSERVE_")).collect()
+}
+
+/// The share of its fullest GPU that an engine may take.
+fn fraction(memory: Option<Bytes>, gpus: &[usize], totals: &[Bytes]) -> Option<f64> {
+    let least = gpus.iter().map(|gpu| totals[*gpu]).min()?;
+    memory.map(|memory| memory.0 as f64 / least.0 as f64)
+}
+
+fn in_words(placement: &Placement) -> String {
+    format!("cores {}, memory node {}: {}", placement.cpus, placement.memory_nodes, placement.reason)
+}

@@ -8,7 +8,7 @@ use super::report::{EngineView, Order, Report, Stage};
 use crate::{
     engine::{self, Engine},
     scheduler::{EngineFault, Event, SwapMeasure},
-    swap::{Swapper, SwapFault},
+    swap::{MoveFailed, Swapper},
     units::{MechanismKind, ModelId},
 };
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ impl Worker {
             Order::SwapOut { in_flight } => match self.swapper.swap_out(&mut self.engine, in_flight).await {
                 Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),
                 Err(fault) => {
-                    let (fault, lost) = self.settle(fault).await;
+                    let (fault, lost) = told(fault);
                     let note = fault.detail.clone();
                     self.report(Event::SwapOutFailed { model, fault, lost }, Stage::Ready, &note);
                 }
@@ -96,7 +96,7 @@ impl Worker {
             Order::SwapIn => match self.swapper.swap_in(&mut self.engine).await {
                 Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
                 Err(fault) => {
-                    let (fault, lost) = self.settle(fault).await;
+                    let (fault, lost) = told(fault);
                     let note = fault.detail.clone();
                     self.report(Event::SwapInFailed { model, fault, lost }, Stage::Ready, &note);
                 }
@@ -119,11 +119,11 @@ impl Worker {
         let outcome = if self.trial {
             self.swapper.trial(&mut self.engine).await
         } else {
-            self.swapper.choose_untried(&mut self.engine).await
+            self.swapper.adopt(&self.engine).await
         };
         match outcome {
-            Ok(measure) => {
-                let measure = SwapMeasure { took: begun.elapsed(), ..measure };
+            Ok(trial) => {
+                let measure = SwapMeasure { took: begun.elapsed(), ..trial.measure };
                 self.report(Event::Started { model, measure }, Stage::Ready, "");
             }
             Err(fault) => {
@@ -143,7 +143,7 @@ impl Worker {
             // Nobody listens any more when the run is torn down.
             let _ = reports.send(Report::Progress { model, view: view.clone() });
         };
-        self.engine.launch(&mut { progress }).await
+        self.engine.launch(&progress).await
     }
 
     /// The engine's root process ended by itself.
@@ -155,19 +155,10 @@ impl Worker {
             self.engine.log_tail(TAIL)
         );
         self.stop().await;
-        self.swapper.engine_gone();
+        self.swapper.forget();
         let note = detail.lines().next().unwrap_or_default().to_owned();
         let fault = EngineFault { detail, retry: true };
         self.report(Event::EngineDied { model: self.model, fault }, Stage::Idle, &note);
-    }
-
-    /// After a failed move: a lost engine is stopped whole before its resources count as free.
-    async fn settle(&mut self, fault: SwapFault) -> (EngineFault, bool) {
-        if fault.lost {
-            self.stop().await;
-            self.swapper.engine_gone();
-        }
-        (EngineFault { detail: fault.to_string(), retry: true }, fault.lost)
     }
 
     async fn stop(&mut self) {
@@ -204,4 +195,9 @@ impl Worker {
             note: note.to_owned(),
         }
     }
+}
+
+/// A failed move as the scheduler is told; an engine that was lost has been stopped by the swapper.
+fn told(failed: MoveFailed) -> (EngineFault, bool) {
+    (EngineFault { detail: failed.detail, retry: true }, failed.lost)
 }

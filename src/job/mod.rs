@@ -7,6 +7,7 @@
 //! | `memory` | the cgroup's hierarchical limit |
 //! | `site` | `scontrol` and `squeue`: end time, KillWait, process tracker |
 //! | `rundir` | the run directory (0700): sockets, logs, key |
+//! | `signals` | what Slurm and operators send |
 //! | `endpoint` | the endpoint file (0600): how other shells find the run |
 //!
 //! Everything is read from an [`Env`] and a `/proc` root that are arguments, so that each site can be replayed.
@@ -15,12 +16,14 @@ pub mod endpoint;
 pub mod gpus;
 pub mod memory;
 pub mod rundir;
+pub mod signals;
 pub mod site;
 pub mod slurm;
 
 pub use endpoint::{Endpoint, FindError, Published};
 pub use gpus::Gpus;
 pub use rundir::{RunDir, RunDirError};
+pub use signals::{JobSignal, JobSignals};
 pub use slurm::{Env, Slurm};
 
 use crate::units::Bytes;
