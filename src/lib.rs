@@ -8,6 +8,7 @@
 //! | [`units`] | the vocabulary every room shares: bytes, time, names, footprints |
 //! | [`config`] | `models.toml` to a checked [`config::Plan`] |
 //! | [`scheduler`] | PURE: who is resident, who goes, who waits |
+//! | [`daemon`] | the only loop: events in, effects out; sessions and workers |
 //! | [`router`] | the OpenAI-compatible endpoint |
 //! | [`job`] | the allocation: GPUs, cores, memory, end time; run directory and endpoint file |
 //! | [`process`] | how processes are started, known, frozen and ended |
@@ -19,6 +20,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod gpu;
 pub mod job;

@@ -27,10 +27,12 @@ pub fn execute(args: &ModelArgs, globals: &Globals) -> Outcome {
 
 impl Report for Explained {
     fn human(&self, out: &mut dyn Write, style: Style) -> io::Result<()> {
-        let text = |key: &str| self.0[key].as_str().unwrap_or_default().to_owned();
-        writeln!(out, "{}: {}", style.bold(&text("model")), text("summary"))?;
-        for line in self.0["because"].as_array().into_iter().flatten() {
-            writeln!(out, "  {}", line.as_str().unwrap_or_default())?;
+        let text = |value: &serde_json::Value| value["text"].as_str().unwrap_or_default().to_owned();
+        let name = self.0["model"].as_str().unwrap_or_default();
+        writeln!(out, "{}: {}", style.bold(name), text(&self.0))?;
+        for past in self.0["history"].as_array().into_iter().flatten() {
+            let seconds = past["at"].as_f64().unwrap_or_default() / 1e6;
+            writeln!(out, "  at {seconds:.1} s: {}", text(past))?;
         }
         Ok(())
     }

@@ -11,13 +11,26 @@
 //! The man page, the completions and `--help` follow by themselves.
 
 pub mod args;
+mod client;
 mod completions;
+mod doctor;
+mod env;
 pub mod error;
 pub mod exit;
+mod explain;
+mod logs;
 mod man;
 pub mod output;
+mod progress;
+mod run;
 mod schema;
+mod serve;
+mod service;
+mod status;
+mod stop;
+mod swap;
 mod validate;
+mod wait;
 
 pub use args::{Cli, Command, Globals};
 pub use error::Error;
@@ -64,17 +77,16 @@ fn dispatch(command: Command, globals: &Globals) -> Outcome {
         Command::Schema => schema::execute(),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),
-        // The verbs of a running service.
-        Command::Run(_)
-        | Command::Serve(_)
-        | Command::Wait(_)
-        | Command::Status(_)
-        | Command::Explain(_)
-        | Command::Swap(_)
-        | Command::Logs(_)
-        | Command::Env(_)
-        | Command::Doctor
-        | Command::Stop(_) => Err(Error::new(Exit::Unavailable, "this build has no service yet")),
+        Command::Run(args) => run::execute(&args, globals),
+        Command::Serve(args) => serve::execute(&args, globals),
+        Command::Wait(args) => wait::execute(&args, globals),
+        Command::Status(args) => status::execute(&args, globals),
+        Command::Explain(args) => explain::execute(&args, globals),
+        Command::Swap(command) => swap::execute(&command, globals),
+        Command::Logs(args) => logs::execute(&args, globals),
+        Command::Env(args) => env::execute(&args, globals),
+        Command::Doctor => doctor::execute(globals),
+        Command::Stop(args) => stop::execute(&args, globals),
     }
 }
 

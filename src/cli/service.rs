@@ -2,9 +2,9 @@
 
 use super::{Error, Exit, Globals, args::ServeArgs, progress::{self, Progress}};
 use crate::{
-    config::{self, Plan},
-    daemon::{ModelRow, Options, Session, SessionError},
-    job::{Job, JobSignal, JobSignals},
+    config::{self, Context},
+    daemon::{Ground, ModelRow, Options, Session, SessionError},
+    job::{JobSignal, JobSignals},
     scheduler::State,
 };
 use std::future::Future;
@@ -19,19 +19,16 @@ pub fn on_data_path<T>(verb: impl Future<Output = Result<T, Error>>) -> Result<T
 /// Checks everything, then begins to serve.
 pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error> {
     crate::observe::logging::init(globals.verbose, args.log_format);
-    let job = Job::discover().await.map_err(|error| {
-        Error::new(Exit::Os, "cannot find out what this job has").because(error).remedy("see `swapserve doctor`")
-    })?;
-    let mut plan: Plan = config::load(&args.config.config, Some(&job.limits()))?;
-    plan.router.port = args.port.unwrap_or(plan.router.port);
-    plan.router.host = args.host.unwrap_or(plan.router.host);
+    let ground = Ground::find().await?;
+    let context = Context { limits: Some(ground.gpus.limits(&ground.job)), host: args.host, port: args.port };
+    let plan = config::load(&args.config.config, &context)?;
     let options = Options {
         endpoint_file: args.endpoint_file.clone(),
         run_dir: args.run_dir.clone(),
         trial: !args.no_trial,
         journal: args.journal.clone(),
     };
-    Session::start(plan, &options, job).await.map_err(Error::from)
+    Ok(Session::start(plan, &options, ground).await?)
 }
 
 /// Shows the start of the engines until each is in service or given up; the ones that were given up.
@@ -83,7 +80,8 @@ impl From<SessionError> for Error {
             SessionError::RunDir(_) => (Exit::CantCreate, "name a directory of your own with --run-dir or --endpoint-file"),
             SessionError::Journal { .. } => (Exit::CantCreate, "name a file in a directory that you may write to"),
             SessionError::Spawner(_) | SessionError::Threads(_) => (Exit::Os, "see `ulimit -u` and the job's memory limit"),
-            SessionError::Wiring(_) => (Exit::Unavailable, "see `swapserve doctor`"),
+            SessionError::Job(_) => (Exit::Os, "see `swapserve doctor`"),
+            SessionError::Wiring(_) | SessionError::Gpus(_) => (Exit::Unavailable, "see `swapserve doctor`"),
         };
         let message = error.to_string();
         let failed = Error::new(exit, message).remedy(remedy);

@@ -46,6 +46,8 @@ pub struct Core {
     state: RefCell<State>,
     wake_changed: Notify,
     changed: watch::Sender<u64>,
+    released: Notify,
+    ends: Cell<Option<Moment>>,
 }
 
 pub(super) struct State {
@@ -100,6 +102,8 @@ impl Core {
             state: RefCell::new(state),
             wake_changed: Notify::new(),
             changed: watch::channel(0).0,
+            released: Notify::new(),
+            ends: Cell::new(None),
         })
     }
 
@@ -255,6 +259,39 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Notes when the job ends, and tells the scheduler.
+    pub fn job_ends(&self, remaining: Duration) {
+        self.ends.set(Some(self.now() + remaining));
+        self.post(Event::JobEnds { remaining });
+    }
+
+    /// Time until the job's end, where that is known.
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        self.ends.get().map(|end| end.since(self.now()))
+    }
+
+    /// Gives a lease back.
+    pub(super) fn release(&self, request: RequestId) {
+        self.post(Event::Released { request });
+        self.released.notify_waiters();
+    }
+
+    /// Resolves when no request is on a running engine.
+    pub async fn idle(&self) {
+        loop {
+            let released = self.released.notified();
+            if self.look(|state| state.scheduler.running()) == 0 {
+                return;
+            }
+            released.await;
+        }
+    }
+
+    /// How many models there are.
+    pub fn models(&self) -> usize {
+        self.plan.models.len()
     }
 
     /// Ends the journal; what comes after is not noted.

@@ -54,7 +54,7 @@ impl Drop for Waiting {
             return;
         }
         match self.granted.try_recv() {
-            Ok(Ok(_)) => self.core.post(Event::Released { request: self.request }),
+            Ok(Ok(_)) => self.core.release(self.request),
             Ok(Err(_)) => {}
             Err(_) => self.core.cancel(self.request),
         }
@@ -125,7 +125,7 @@ impl Gate for DaemonGate {
 fn lease(core: Rc<Core>, request: RequestId, grant: Grant) -> Result<Lease, Denied> {
     let (engine, lost) = core.address(grant.model);
     let Some(upstream) = engine.upstream.clone() else {
-        core.post(Event::Released { request });
+        core.release(request);
         let detail = "the engine went away between its lease and its first byte; ask again".to_owned();
         return Err(Denied::Rejected(Rejection::EngineFailed { detail }));
     };
@@ -139,6 +139,6 @@ fn lease(core: Rc<Core>, request: RequestId, grant: Grant) -> Result<Lease, Deni
         waited: grant.waited,
         swapping: grant.swapping,
         lost,
-        release: Some(Box::new(move || core.post(Event::Released { request }))),
+        release: Some(Box::new(move || core.release(request))),
     })
 }

@@ -18,6 +18,7 @@
 //! | `core` | the step: event → scheduler → effects → where they go |
 //! | `gate` | the router's [`crate::router::gate::Gate`] over the core |
 //! | `session` | a run from its first moment to its last |
+//! | `gpus` | the job's GPUs, and the gpu server |
 //! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
 //! | `worker` | one model's engine, start to stop |
 //! | `user_command` | the program that `run` serves |
@@ -29,6 +30,7 @@
 mod core;
 mod ending;
 mod gate;
+mod gpus;
 mod history;
 mod journal;
 mod report;
@@ -45,6 +47,6 @@ pub use history::{History, SwapRow};
 pub use journal::Journal;
 pub use report::{EngineView, Order, Report, Stage};
 pub use ending::EndPlan;
-pub use session::{EndReport, Options, Session, SessionError};
+pub use session::{EndReport, Ground, Options, Session, SessionError};
 pub use status::{ModelRow, RunFacts, RunStatus};
 pub use wiring::WiringError;

@@ -5,7 +5,8 @@
 
 use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
-    specs::{self, Resources},
+    gpus::{GpusError, JobGpus},
+    specs,
     wiring::{self, Wiring},
 };
 use crate::{
@@ -47,9 +48,39 @@ pub struct Options {
     pub journal: Option<PathBuf>,
 }
 
+/// What a run stands on: found before its config is checked, because the config is checked against it.
+pub struct Ground {
+    /// The job.
+    pub job: Job,
+    /// Starts processes.
+    pub spawner: Spawner,
+    /// The job's GPUs.
+    pub gpus: JobGpus,
+}
+
+impl Ground {
+    /// Finds out what there is. From here on this process inherits every orphan below it.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn find() -> Result<Self, SessionError> {
+        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| SessionError::Threads(errno.into()))?;
+        let job = Job::discover().await.map_err(SessionError::Job)?;
+        let spawner = Spawner::start().map_err(SessionError::Spawner)?;
+        let gpus = JobGpus::find(&job, &spawner).await?;
+        Ok(Ground { job, spawner, gpus })
+    }
+}
+
 /// What can keep a run from beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
+    /// The job's facts cannot be read.
+    #[error("cannot find out what this job has")]
+    Job(#[source] job::JobError),
+    /// The gpu server cannot be had.
+    #[error(transparent)]
+    Gpus(#[from] GpusError),
     /// No place for sockets and keys.
     #[error("cannot make the run directory")]
     RunDir(#[source] RunDirError),
@@ -112,10 +143,9 @@ pub struct Session {
 impl Session {
     /// Makes everything and begins to serve; the engines' start is under way on return. Must be called in a
     /// [`tokio::task::LocalSet`].
-    pub async fn start(plan: Plan, options: &Options, job: Job) -> Result<Self, SessionError> {
+    pub async fn start(plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
+        let Ground { job, spawner, gpus: found } = ground;
         let (plan, job) = (Arc::new(plan), Arc::new(job));
-        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| SessionError::Threads(errno.into()))?;
-        let spawner = Spawner::start().map_err(SessionError::Spawner)?;
         let run_dir =
             RunDir::create(job.id().as_deref(), options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
         let key = if plan.router.require_key { Some(run_dir.make_key().map_err(SessionError::RunDir)?) } else { None };
@@ -131,8 +161,7 @@ impl Session {
             .build()
             .map_err(SessionError::Threads)?;
 
-        let Wiring { resources, gpus, prepared, gpu } =
-            wiring::wire(&plan, &job, &spawner, &run_dir, options.trial).await?;
+        let Wiring { resources, gpus, prepared } = wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
         let capacity = specs::capacity(&plan, &resources);
         let specs = specs::specs(&plan, &gpus, &capacity);
         let scheduler = Scheduler::new(specs, capacity, Bounds::from(&plan.scheduler));
@@ -183,7 +212,7 @@ impl Session {
             workers,
             endpoint,
             run_dir,
-            _gpu: gpu,
+            _gpu: found.client,
         })
     }
 
@@ -219,7 +248,7 @@ impl Session {
     /// Ends the run in order; open streams get no more time once `haste` resolves.
     pub async fn end(mut self, haste: impl Future<Output = ()>) -> EndReport {
         self.drain();
-        let idle = self.watch(|status| status.models.iter().all(|m| m.running == 0));
+        let idle = self.core.idle();
         tokio::select! {
             // Streams that take longer are ended with an error event when their engine goes.
             _ = timeout(self.end.drain, idle) => {}
@@ -317,7 +346,7 @@ async fn watch_end(core: Rc<Core>, job: Arc<Job>) {
     loop {
         let end = job::site::end_time(slurm.job).await.or(slurm.end);
         if let Some(remaining) = end.and_then(|end| end.duration_since(SystemTime::now()).ok()) {
-            core.post(Event::JobEnds { remaining });
+            core.job_ends(remaining);
         }
         tokio::time::sleep(END_POLL).await;
     }

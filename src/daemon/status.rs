@@ -71,7 +71,7 @@ pub struct ModelRow {
     /// Never chosen to make room.
     pub pinned: bool,
     /// Requests that wait.
-    pub waiting: usize,
+    pub waiting: u32,
     /// Requests on the engine.
     pub running: u32,
     /// What it takes while resident.
@@ -109,7 +109,7 @@ impl Core {
         self.look(|state| RunStatus {
             run: self.facts.clone(),
             uptime_s: now.since(Moment::ZERO).as_secs_f64(),
-            remaining_s: state.scheduler.remaining(now).map(|left| left.as_secs_f64()),
+            remaining_s: self.remaining().map(|left| left.as_secs_f64()),
             accepting: state.accepting,
             models: (0..state.slots.len()).map(|at| self.row(state, ModelId(at as u32))).collect(),
             capacity: state.scheduler.ledger().capacity,
@@ -130,20 +130,20 @@ impl Core {
             stage: slot.view.stage,
             pinned: seen.pinned,
             waiting: seen.waiting,
-            running: seen.running,
+            running: seen.leases,
             resident: seen.resident,
             out: seen.out,
             mechanism: slot.view.mechanism,
             crossed: slot.view.crossed.clone(),
             swaps_in: seen.swaps_in,
             swaps_out: seen.swaps_out,
-            last_in_s: seconds(seen.last_in),
-            last_out_s: seconds(seen.last_out),
+            last_in_s: seconds(seen.last_swap_in),
+            last_out_s: seconds(seen.last_swap_out),
             cold_start_s: seconds(slot.view.cold_start),
             pid: slot.view.pid,
             log: slot.view.log.clone(),
             placement: slot.view.placement.clone(),
-            note: seen.fault.unwrap_or_else(|| slot.view.note.clone()),
+            note: if slot.view.note.is_empty() { seen.fault.map(|fault| fault.detail).unwrap_or_default() } else { slot.view.note.clone() },
         }
     }
 
@@ -184,7 +184,7 @@ impl Core {
         gauge("model_resident", "Whether the model's engine is resident.", "gauge", &|m| {
             f64::from(u8::from(m.state == State::Resident))
         });
-        gauge("model_waiting_requests", "Requests that wait for the model.", "gauge", &|m| m.waiting as f64);
+        gauge("model_waiting_requests", "Requests that wait for the model.", "gauge", &|m| f64::from(m.waiting));
         gauge("model_running_requests", "Requests on the model's engine.", "gauge", &|m| f64::from(m.running));
         gauge("model_swaps_in_total", "Swaps in.", "counter", &|m| m.swaps_in as f64);
         gauge("model_swaps_out_total", "Swaps out.", "counter", &|m| m.swaps_out as f64);

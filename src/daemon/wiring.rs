@@ -1,7 +1,7 @@
-//! Which engine goes where and with what: placement, the gpu server, one worker a model. Nothing is started here but the
-//! gpu server.
+//! Which engine goes where and with what: placement, environment, one worker a model. Nothing is started here.
 
 use super::{
+    gpus::JobGpus,
     report::{Order, Report},
     specs::{self, Resources},
     worker::Worker,
@@ -9,7 +9,6 @@ use super::{
 use crate::{
     config::Plan,
     engine::{Cookie, Engine, EngineEnv},
-    gpu::{self, Description, GpuClient, GpuError},
     job::{Job, RunDir},
     process::Spawner,
     swap::{Deps, Swapper},
@@ -17,7 +16,7 @@ use crate::{
     units::{Bytes, ModelId},
 };
 use smallvec::SmallVec;
-use std::{collections::BTreeMap, ffi::OsString, io, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsString, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
 /// The variable that marks every process of a run.
@@ -29,24 +28,6 @@ pub enum WiringError {
     /// The machine's cores and memory are unknown.
     #[error("cannot learn this node's cores and memory")]
     Topology(#[from] TopologyError),
-    /// The gpu server cannot be started.
-    #[error("cannot start the gpu server")]
-    GpuServer(#[source] io::Error),
-    /// It does not answer.
-    #[error("the gpu server does not answer")]
-    Gpu(#[from] GpuError),
-    /// Models want more GPUs than can be used.
-    #[error("model {model} wants {wanted} GPU(s), and this job can use {found}: {reasons}")]
-    TooFewGpus {
-        /// The model.
-        model: String,
-        /// What it wants.
-        wanted: u32,
-        /// What there is.
-        found: usize,
-        /// Why there are not more.
-        reasons: String,
-    },
 }
 
 /// Everything that is needed to begin.
@@ -57,8 +38,6 @@ pub struct Wiring {
     pub gpus: Vec<SmallVec<[usize; 8]>>,
     /// One a model, not working yet.
     pub prepared: Vec<Prepared>,
-    /// The gpu server's client, where there are GPUs.
-    pub gpu: Option<GpuClient>,
 }
 
 /// A worker to be.
@@ -84,19 +63,14 @@ impl Prepared {
 }
 
 /// Places every engine and prepares its worker.
-pub async fn wire(
+pub fn wire(
     plan: &Plan,
     job: &Job,
     spawner: &Spawner,
+    found: &JobGpus,
     run_dir: &RunDir,
     trial: bool,
 ) -> Result<Wiring, WiringError> {
-    let gpu = if plan.models.iter().any(|model| model.gpus > 0) { Some(start_gpu_server()?) } else { None };
-    let found = match &gpu {
-        Some(client) => Gpus::ask(client).await?,
-        None => Gpus::default(),
-    };
-    found.suffice(plan)?;
     let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::default())?;
     let requests: Vec<Request> =
@@ -104,8 +78,8 @@ pub async fn wire(
     let allowed = Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
-    let resources = Resources { gpu_free: found.free, host: job.memory, cores: job.cores.len() };
-    let deps = Deps::new(gpu.clone());
+    let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
+    let deps = deps(found);
     let places = gpus.iter().zip(&placements).enumerate();
     let prepared = places.map(|(at, (gpus, placement))| {
         let model = plan.models[at].clone();
@@ -126,50 +100,7 @@ pub async fn wire(
         let engine = Engine::new(Arc::new(model), env);
         Prepared { model: ModelId(at as u32), engine, swapper, placement: in_words(placement), trial }
     });
-    Ok(Wiring { resources, prepared: prepared.collect(), gpus, gpu })
-}
-
-fn start_gpu_server() -> Result<GpuClient, WiringError> {
-    Ok(GpuClient::start(gpu::launch::ServerCommand::own().map_err(WiringError::GpuServer)?))
-}
-
-/// The job's GPUs as the driver sees them, in the order of `CUDA_VISIBLE_DEVICES`.
-#[derive(Default)]
-struct Gpus {
-    totals: Vec<Bytes>,
-    free: Vec<Bytes>,
-    pci: Vec<Option<PciId>>,
-    visible: Vec<String>,
-    missing: Vec<String>,
-}
-
-impl Gpus {
-    async fn ask(client: &GpuClient) -> Result<Self, WiringError> {
-        let Description { gpus, capabilities, .. } = client.describe().await?;
-        let mut found = Gpus::default();
-        for gpu in &gpus {
-            let memory = client.memory(gpu.ordinal).await?;
-            found.totals.push(Bytes(gpu.total));
-            found.free.push(Bytes(memory.free));
-            found.pci.push(gpu.pci_bus_id.parse().ok());
-            // Names hold in every process; a number is relative to what each process was given.
-            found.visible.push(gpu.uuid.clone());
-        }
-        found.missing = capabilities.into_iter().filter(|c| !c.available).map(|c| format!("{}: {}", c.name, c.reason)).collect();
-        Ok(found)
-    }
-
-    fn suffice(&self, plan: &Plan) -> Result<(), WiringError> {
-        match plan.models.iter().find(|model| model.gpus as usize > self.totals.len()) {
-            None => Ok(()),
-            Some(model) => Err(WiringError::TooFewGpus {
-                model: model.name.clone(),
-                wanted: model.gpus,
-                found: self.totals.len(),
-                reasons: self.missing.join("; "),
-            }),
-        }
-    }
+    Ok(Wiring { resources, prepared: prepared.collect(), gpus })
 }
 
 /// What engines inherit of this process's environment: all but our own variables.

@@ -1,3 +1,4 @@
 //! What can be seen of a run from outside.
 
+pub mod logging;
 pub mod metrics;
