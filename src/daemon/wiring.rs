@@ -11,7 +11,7 @@ use crate::{
     engine::{Cookie, Engine, EngineEnv},
     job::{Job, RunDir},
     process::Spawner,
-    swap::{Deps, Swapper},
+    swap::{Deps, NoGpus, Swapper},
     topology::{self, Allowed, Binding, Mask, PciId, Placement, Request, TopologyError},
     units::{Bytes, ModelId},
 };
@@ -72,14 +72,14 @@ pub fn wire(
     trial: bool,
 ) -> Result<Wiring, WiringError> {
     let gpus = specs::assign_gpus(plan, &found.totals);
-    let view = topology::discover(&topology::Source::default())?;
+    let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> =
         gpus.iter().map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() }).collect();
     let allowed = Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
     let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
-    let deps = deps(found);
+    let deps = Deps { gpus: Arc::new(NoGpus) };
     let places = gpus.iter().zip(&placements).enumerate();
     let prepared = places.map(|(at, (gpus, placement))| {
         let model = plan.models[at].clone();
@@ -91,9 +91,8 @@ pub fn wire(
             inherited: inherited(),
             gpus: gpus.clone(),
             visible: gpus.iter().map(|gpu| found.visible[*gpu].clone()).collect(),
-            threads: u32::try_from(placement.cpus.len()).ok().filter(|cores| *cores > 0),
+            threads: placement.cpus.len().max(1),
             gpu_memory_fraction: fraction(model.gpu_memory, gpus, &found.totals),
-            binding: Binding::prepare(placement, view.this_system).map(Arc::new),
             extra: BTreeMap::new(),
         };
         let swapper = Swapper::new(&model, &deps);

@@ -136,12 +136,20 @@ impl Worker {
     }
 
     async fn launch(&mut self) -> Result<(), engine::LaunchError> {
-        let (reports, model, mut view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
+        let (reports, model, view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
         let progress = move |stage: engine::Stage| {
-            view.stage = if stage.is_listening() { Stage::Listening } else { Stage::Launched };
-            view.note = stage.to_string();
+            let mut view = view.clone();
+            (view.stage, view.note) = match stage {
+                engine::Stage::Spawned { pid } => {
+                    view.pid = Some(pid);
+                    (Stage::Launched, String::new())
+                }
+                engine::Stage::Loading { line } => (Stage::Launched, line),
+                engine::Stage::Listening => (Stage::Listening, String::new()),
+                engine::Stage::Answered => (Stage::Trial, String::new()),
+            };
             // Nobody listens any more when the run is torn down.
-            let _ = reports.send(Report::Progress { model, view: view.clone() });
+            let _ = reports.send(Report::Progress { model, view });
         };
         self.engine.launch(&progress).await
     }
