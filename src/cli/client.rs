@@ -36,7 +36,9 @@ impl Client {
             builder = builder.unix_socket(socket.clone());
             base = "http://localhost".to_owned();
         }
-        let http = builder.build().map_err(|error| Error::new(Exit::Software, "cannot make an HTTP client").because(error))?;
+        let http = builder
+            .build()
+            .map_err(|error| Error::new(Exit::Software, "cannot make an HTTP client").because(error))?;
         Ok(Client { http, base, endpoint })
     }
 
@@ -51,7 +53,12 @@ impl Client {
     }
 
     /// Sends a JSON body, and waits up to `longest` for the answer.
-    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, longest: Duration) -> Result<T, Error> {
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        longest: Duration,
+    ) -> Result<T, Error> {
         self.send(Method::POST, path, Some(body), longest)
     }
 

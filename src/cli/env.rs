@@ -1,6 +1,11 @@
 //! `swapserve env`: the endpoint's variables as exports, for `eval "$(swapserve env)"`.
 
-use super::{Globals, Outcome, args::EndpointArgs, client::Client, output::{Report, Style}};
+use super::{
+    Globals, Outcome,
+    args::EndpointArgs,
+    client::Client,
+    output::{Report, Style},
+};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,

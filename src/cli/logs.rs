@@ -19,15 +19,21 @@ pub fn execute(args: &LogsArgs, _: &Globals) -> Outcome {
     let client = Client::find(&args.model.endpoint)?;
     let status: RunStatus = client.get("/swapserve/v1/status")?;
     let name = &args.model.model;
-    let model = status.models.iter().find(|m| m.name == *name || m.aliases.contains(name)).ok_or_else(|| {
-        let known: Vec<&str> = status.models.iter().map(|m| m.name.as_str()).collect();
-        Error::new(Exit::Usage, format!("no model is called {name:?}")).remedy(format!("the models are {}", known.join(", ")))
-    })?;
-    let path = model.log.as_deref().ok_or_else(|| Error::new(Exit::NoInput, format!("{name} has not been started yet")))?;
+    let model =
+        status.models.iter().find(|m| m.name == *name || m.aliases.contains(name)).ok_or_else(|| {
+            let known: Vec<&str> = status.models.iter().map(|m| m.name.as_str()).collect();
+            Error::new(Exit::Usage, format!("no model is called {name:?}"))
+                .remedy(format!("the models are {}", known.join(", ")))
+        })?;
+    let path = model
+        .log
+        .as_deref()
+        .ok_or_else(|| Error::new(Exit::NoInput, format!("{name} has not been started yet")))?;
     show(path, args.lines, args.follow.then_some(&client)).map_err(|error| {
-        Error::new(Exit::NoInput, format!("cannot read {}", path.display()))
-            .because(error)
-            .remedy(format!("the log is on {}; run this there (srun --overlap --jobid=… swapserve logs …)", status.run.node))
+        Error::new(Exit::NoInput, format!("cannot read {}", path.display())).because(error).remedy(format!(
+            "the log is on {}; run this there (srun --overlap --jobid=… swapserve logs …)",
+            status.run.node
+        ))
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,8 @@ impl Progress {
     /// Nothing is shown yet. `quiet` shows nothing but failures.
     pub fn new(models: usize, quiet: bool) -> Self {
         let screen = (stderr().is_terminal() && !quiet).then(MultiProgress::new);
-        let style = ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}").expect("a constant template");
+        let style = ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}")
+            .expect("a constant template");
         let line = |_| Line {
             shown: (State::Cold, Stage::Idle),
             bar: screen.as_ref().map(|screen| {
@@ -72,7 +73,8 @@ impl Progress {
 
 /// Whether its start is over, well or not.
 pub fn settled(model: &ModelRow) -> bool {
-    model.state == State::Failed || (model.stage == Stage::Ready && !matches!(model.state, State::Cold | State::Starting))
+    model.state == State::Failed
+        || (model.stage == Stage::Ready && !matches!(model.state, State::Cold | State::Starting))
 }
 
 fn sentence(model: &ModelRow) -> String {

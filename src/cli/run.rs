@@ -28,7 +28,12 @@ async fn run(args: &RunArgs, globals: &Globals) -> Outcome {
     outcome
 }
 
-async fn serve_command(session: &Session, args: &RunArgs, globals: &Globals, signals: &mut JobSignals) -> Outcome {
+async fn serve_command(
+    session: &Session,
+    args: &RunArgs,
+    globals: &Globals,
+    signals: &mut JobSignals,
+) -> Outcome {
     let failed = tokio::select! {
         failed = service::started(session, globals.quiet) => failed,
         signal = service::end_signal(signals) => {
@@ -41,10 +46,13 @@ async fn serve_command(session: &Session, args: &RunArgs, globals: &Globals, sig
     };
     if let Some(model) = failed.first() {
         let message = format!("{} cannot be started, so the command was not run: {}", model.name, model.note);
-        return Err(Error::new(Exit::Unavailable, message).remedy("mend models.toml; `swapserve validate` checks its paths"));
+        return Err(Error::new(Exit::Unavailable, message)
+            .remedy("mend models.toml; `swapserve validate` checks its paths"));
     }
     let key = session.key.as_deref();
-    let spawned = user_command::spawn(&session.spawner, &args.command, &session.facts, key, &session.endpoint_file).await;
+    let spawned =
+        user_command::spawn(&session.spawner, &args.command, &session.facts, key, &session.endpoint_file)
+            .await;
     let command = spawned.map_err(|error| {
         Error::new(Exit::NoInput, format!("cannot run {}", args.command[0].to_string_lossy())).because(error)
     })?;

@@ -1,6 +1,10 @@
 //! What `run` and `serve` share: load the config, begin the session, show the engines' start, end in order.
 
-use super::{Error, Exit, Globals, args::ServeArgs, progress::{self, Progress}};
+use super::{
+    Error, Exit, Globals,
+    args::ServeArgs,
+    progress::{self, Progress},
+};
 use crate::{
     config::{self, Context},
     daemon::{Ground, ModelRow, Options, Session, SessionError},
@@ -12,7 +16,8 @@ use std::future::Future;
 /// Runs `verb` on the one thread of the data path.
 pub fn on_data_path<T>(verb: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::new(Exit::Os, "cannot make the event loop").because(error))?;
+    let runtime =
+        runtime.map_err(|error| Error::new(Exit::Os, "cannot make the event loop").because(error))?;
     tokio::task::LocalSet::new().block_on(&runtime, verb)
 }
 
@@ -59,12 +64,19 @@ pub async fn end_signal(signals: &mut JobSignals) -> JobSignal {
 
 /// Ends the session in order, at once when another signal asks for haste, and says what was left behind.
 pub async fn end(session: Session, signals: &mut JobSignals) {
-    let report = session.end(async { drop(end_signal(signals).await) }).await;
+    let report = session
+        .end(async {
+            end_signal(signals).await;
+        })
+        .await;
     if !report.stopped_in_time {
         tracing::warn!("not every engine ended within its time; the rest was killed");
     }
     if report.swept > 0 {
-        tracing::warn!(processes = report.swept, "processes that had outlived their engine or command were ended");
+        tracing::warn!(
+            processes = report.swept,
+            "processes that had outlived their engine or command were ended"
+        );
     }
     for left in &report.left {
         tracing::error!(left, "could not be removed");
@@ -74,12 +86,19 @@ pub async fn end(session: Session, signals: &mut JobSignals) {
 impl From<SessionError> for Error {
     fn from(error: SessionError) -> Self {
         let (exit, remedy) = match &error {
-            SessionError::Listen { .. } => {
-                (Exit::CantCreate, "take another --port, or 0 to let the kernel choose; --host must be this node's")
+            SessionError::Listen { .. } => (
+                Exit::CantCreate,
+                "take another --port, or 0 to let the kernel choose; --host must be this node's",
+            ),
+            SessionError::RunDir(_) => {
+                (Exit::CantCreate, "name a directory of your own with --run-dir or --endpoint-file")
             }
-            SessionError::RunDir(_) => (Exit::CantCreate, "name a directory of your own with --run-dir or --endpoint-file"),
-            SessionError::Journal { .. } => (Exit::CantCreate, "name a file in a directory that you may write to"),
-            SessionError::Spawner(_) | SessionError::Threads(_) => (Exit::Os, "see `ulimit -u` and the job's memory limit"),
+            SessionError::Journal { .. } => {
+                (Exit::CantCreate, "name a file in a directory that you may write to")
+            }
+            SessionError::Spawner(_) | SessionError::Threads(_) => {
+                (Exit::Os, "see `ulimit -u` and the job's memory limit")
+            }
             SessionError::Job(_) => (Exit::Os, "see `swapserve doctor`"),
             SessionError::Wiring(_) | SessionError::Gpus(_) => (Exit::Unavailable, "see `swapserve doctor`"),
         };

@@ -33,7 +33,18 @@ impl Report for RunStatus {
         writeln!(out, "{}", run.url)?;
         writeln!(out, "used {} of {}", resources(&self.used), resources(&self.capacity))?;
         writeln!(out)?;
-        let heads = ["MODEL", "STATE", "MECHANISM", "RUNNING", "WAITING", "RESIDENT", "SWAPS", "LAST IN", "LAST OUT", "START"];
+        let heads = [
+            "MODEL",
+            "STATE",
+            "MECHANISM",
+            "RUNNING",
+            "WAITING",
+            "RESIDENT",
+            "SWAPS",
+            "LAST IN",
+            "LAST OUT",
+            "START",
+        ];
         let rows: Vec<[String; 10]> = self.models.iter().map(cells).collect();
         table(out, style, heads, &rows)?;
         for model in self.models.iter().filter(|m| !m.note.is_empty()) {
@@ -87,7 +98,9 @@ pub(super) fn table<const N: usize>(
     heads: [&str; N],
     rows: &[[String; N]],
 ) -> io::Result<()> {
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).chain([heads[at].len()]).max().unwrap_or(0);
+    let width = |at: usize| {
+        rows.iter().map(|row| row[at].chars().count()).chain([heads[at].len()]).max().unwrap_or(0)
+    };
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |cells: [&str; N]| {
         let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));

@@ -19,7 +19,8 @@ pub fn execute(args: &StopArgs, _: &Globals) -> Outcome {
     while client.endpoint.is_alive() {
         if asked.elapsed() > longest {
             let message = format!("the service has not ended within {}", humantime::format_duration(longest));
-            return Err(Error::new(Exit::TryAgain, message).remedy("see its log; `scancel --signal=TERM JOB.STEP` asks again"));
+            return Err(Error::new(Exit::TryAgain, message)
+                .remedy("see its log; `scancel --signal=TERM JOB.STEP` asks again"));
         }
         thread::sleep(Duration::from_millis(50));
     }

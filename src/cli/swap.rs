@@ -1,6 +1,11 @@
 //! `swapserve swap in|out|pin|unpin MODEL`.
 
-use super::{Globals, Outcome, args::SwapCommand, client::Client, output::{Report, Style}};
+use super::{
+    Globals, Outcome,
+    args::SwapCommand,
+    client::Client,
+    output::{Report, Style},
+};
 use serde::Serialize;
 use serde_json::json;
 use std::{

@@ -18,15 +18,18 @@ const INTERVAL: Duration = Duration::from_millis(250);
 pub fn execute(args: &WaitArgs, globals: &Globals) -> Outcome {
     let begun = Instant::now();
     loop {
-        let seen = Client::find(&args.endpoint).and_then(|client| client.get::<RunStatus>("/swapserve/v1/status"));
+        let seen =
+            Client::find(&args.endpoint).and_then(|client| client.get::<RunStatus>("/swapserve/v1/status"));
         let waiting_for = match &seen {
             Ok(status) => {
                 let models = chosen(status, &args.models)?;
                 if let Some(failed) = models.iter().find(|m| m.state == State::Failed) {
                     let message = format!("{} was given up: {}", failed.name, failed.note);
-                    return Err(Error::new(Exit::Unavailable, message).remedy(format!("see `swapserve logs {}`", failed.name)));
+                    return Err(Error::new(Exit::Unavailable, message)
+                        .remedy(format!("see `swapserve logs {}`", failed.name)));
                 }
-                let late: Vec<&str> = models.iter().filter(|m| !answers(m)).map(|m| m.name.as_str()).collect();
+                let late: Vec<&str> =
+                    models.iter().filter(|m| !answers(m)).map(|m| m.name.as_str()).collect();
                 if late.is_empty() {
                     return Ok(ExitCode::SUCCESS);
                 }
@@ -62,7 +65,8 @@ fn chosen<'a>(status: &'a RunStatus, names: &[String]) -> Result<Vec<&'a ModelRo
         let found = status.models.iter().find(|m| m.name == *name || m.aliases.contains(name));
         found.ok_or_else(|| {
             let known: Vec<&str> = status.models.iter().map(|m| m.name.as_str()).collect();
-            Error::new(Exit::Usage, format!("no model is called {name:?}")).remedy(format!("the models are {}", known.join(", ")))
+            Error::new(Exit::Usage, format!("no model is called {name:?}"))
+                .remedy(format!("the models are {}", known.join(", ")))
         })
     };
     names.iter().map(find).collect()

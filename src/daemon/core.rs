@@ -131,7 +131,9 @@ impl Core {
     /// carried out (a receiver that is gone gives its lease back): the event then follows in order.
     pub fn post(&self, event: Event) {
         let Ok(mut state) = self.state.try_borrow_mut() else {
-            unreachable!("the core is only called between awaits, and carries out effects without calling back");
+            unreachable!(
+                "the core is only called between awaits, and carries out effects without calling back"
+            );
         };
         state.pending.push_back(event);
         if !state.stepping {
@@ -175,7 +177,9 @@ impl Core {
     /// Takes in what a worker reports.
     pub fn report(&self, report: Report) {
         match report {
-            Report::Progress { model, view } => self.state.borrow_mut().slots[model.index()].view = Arc::new(view),
+            Report::Progress { model, view } => {
+                self.state.borrow_mut().slots[model.index()].view = Arc::new(view)
+            }
             Report::Event { event, view } => {
                 let now = self.now();
                 let row = {
@@ -308,7 +312,8 @@ impl State {
             Effect::SwapOut { model, in_flight } => self.order(model, Order::SwapOut { in_flight }),
             Effect::SwapIn { model } => self.order(model, Order::SwapIn),
             Effect::Dispatch { request, model, waited, swapping } => {
-                let granted = self.waiting.remove(&request).map(|to| to.send(Ok(Grant { model, waited, swapping })));
+                let granted =
+                    self.waiting.remove(&request).map(|to| to.send(Ok(Grant { model, waited, swapping })));
                 if !matches!(granted, Some(Ok(()))) {
                     // The client went away in this very moment: nobody will give the lease back but us.
                     self.pending.push_back(Event::Released { request });
@@ -331,7 +336,10 @@ impl State {
     fn order(&mut self, model: ModelId, order: Order) {
         if self.slots[model.index()].orders.send(order).is_err() {
             // The worker's task is gone (it panicked): its engine cannot be moved any more.
-            let detail = format!("the worker of {} is gone; this is a defect, please report it", self.slots[model.index()].name);
+            let detail = format!(
+                "the worker of {} is gone; this is a defect, please report it",
+                self.slots[model.index()].name
+            );
             let fault = EngineFault { detail, retry: false };
             self.pending.push_back(match order {
                 Order::Start => Event::StartFailed { model, fault },
@@ -390,7 +398,9 @@ fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
 fn log_row(row: &SwapRow) {
     let mechanism = row.mechanism.map_or("-", crate::units::MechanismKind::name);
     match &row.fault {
-        None => tracing::info!(model = %row.model, direction = %row.direction, mechanism, seconds = row.seconds, "moved"),
+        None => {
+            tracing::info!(model = %row.model, direction = %row.direction, mechanism, seconds = row.seconds, "moved")
+        }
         Some(fault) => tracing::warn!(model = %row.model, direction = %row.direction, fault, "move failed"),
     }
 }

@@ -27,7 +27,8 @@ pub struct EndPlan {
 impl EndPlan {
     /// Divides the site's KillWait: half for open streams, half for the engines, less a reserve.
     pub fn within(kill_wait: Option<Duration>) -> Self {
-        let all = kill_wait.unwrap_or(DEFAULT_KILL_WAIT).saturating_sub(RESERVE).max(Duration::from_millis(500));
+        let all =
+            kill_wait.unwrap_or(DEFAULT_KILL_WAIT).saturating_sub(RESERVE).max(Duration::from_millis(500));
         EndPlan { drain: all / 2, stop: all / 2 }
     }
 }

@@ -133,7 +133,7 @@ fn lease(core: Rc<Core>, request: RequestId, grant: Grant) -> Result<Lease, Deni
     Ok(Lease {
         request,
         upstream,
-        served_name: Arc::from(plan.name.as_str()),
+        served_name: Arc::from(plan.served_as.as_str()),
         engine_key: engine.key.clone(),
         on_disconnect: plan.on_disconnect,
         waited: grant.waited,

@@ -58,7 +58,8 @@ impl JobGpus {
             found.visible.push(gpu.uuid.clone());
         }
         let missing = capabilities.into_iter().filter(|capability| !capability.available);
-        found.missing = missing.map(|capability| format!("{}: {}", capability.name, capability.reason)).collect();
+        found.missing =
+            missing.map(|capability| format!("{}: {}", capability.name, capability.reason)).collect();
         found.client = (!gpus.is_empty()).then_some(client);
         Ok(found)
     }

@@ -43,7 +43,8 @@ impl Journal {
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = File::create(path)?;
         let (lines, receiver) = sync_channel(BACKLOG);
-        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write_lines(file, &receiver))?;
+        let writer =
+            std::thread::Builder::new().name("journal".into()).spawn(move || write_lines(file, &receiver))?;
         Ok(Journal { lines: Some(lines), writer: Some(writer) })
     }
 
@@ -61,7 +62,10 @@ impl Journal {
         let Some(lines) = &self.lines else { return };
         let text = serde_json::to_string(line).expect("events and effects serialise");
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(text) {
-            tracing::warn!(backlog = BACKLOG, "the journal's file system is too slow or full: the journal ends here");
+            tracing::warn!(
+                backlog = BACKLOG,
+                "the journal's file system is too slow or full: the journal ends here"
+            );
             self.lines = None;
         }
     }

@@ -42,11 +42,11 @@ mod wiring;
 mod worker;
 
 pub use core::{Core, Grant};
+pub use ending::EndPlan;
 pub use gate::DaemonGate;
 pub use history::{History, SwapRow};
 pub use journal::Journal;
 pub use report::{EngineView, Order, Report, Stage};
-pub use ending::EndPlan;
 pub use session::{EndReport, Ground, Options, Session, SessionError};
 pub use status::{ModelRow, RunFacts, RunStatus};
 pub use wiring::WiringError;

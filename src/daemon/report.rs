@@ -1,6 +1,10 @@
 //! What passes between the core and the workers.
 
-use crate::{router::gate::Upstream, scheduler::Event, units::{MechanismKind, ModelId}};
+use crate::{
+    router::gate::Upstream,
+    scheduler::Event,
+    units::{MechanismKind, ModelId},
+};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

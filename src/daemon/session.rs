@@ -16,7 +16,6 @@ use crate::{
     process::{self, ProcFs, SpawnError, Spawner, Tree},
     router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler},
-    
 };
 use std::{
     io,
@@ -148,10 +147,17 @@ impl Session {
         let (plan, job) = (Arc::new(plan), Arc::new(job));
         let run_dir =
             RunDir::create(job.id().as_deref(), options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
-        let key = if plan.router.require_key { Some(run_dir.make_key().map_err(SessionError::RunDir)?) } else { None };
+        let key = if plan.router.require_key {
+            Some(run_dir.make_key().map_err(SessionError::RunDir)?)
+        } else {
+            None
+        };
         let (listeners, facts) = listen(&plan, &job, &run_dir).await?;
         let journal = match &options.journal {
-            Some(path) => Some(Journal::create(path).map_err(|source| SessionError::Journal { path: path.clone(), source })?),
+            Some(path) => Some(
+                Journal::create(path)
+                    .map_err(|source| SessionError::Journal { path: path.clone(), source })?,
+            ),
             None => None,
         };
         let work = tokio::runtime::Builder::new_multi_thread()
@@ -161,7 +167,8 @@ impl Session {
             .build()
             .map_err(SessionError::Threads)?;
 
-        let Wiring { resources, gpus, prepared } = wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
+        let Wiring { resources, gpus, prepared } =
+            wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
         let capacity = specs::capacity(&plan, &resources);
         let specs = specs::specs(&plan, &gpus, &capacity);
         let scheduler = Scheduler::new(specs, capacity, Bounds::from(&plan.scheduler));

@@ -120,7 +120,8 @@ impl Core {
     }
 
     fn row(&self, state: &super::core::State, model: ModelId) -> ModelRow {
-        let (plan, slot, seen) = (self.plan.model(model), &state.slots[model.index()], state.scheduler.view(model));
+        let (plan, slot, seen) =
+            (self.plan.model(model), &state.slots[model.index()], state.scheduler.view(model));
         let seconds = |took: Option<Duration>| took.map(|took| took.as_secs_f64());
         ModelRow {
             name: plan.name.clone(),
@@ -143,7 +144,11 @@ impl Core {
             pid: slot.view.pid,
             log: slot.view.log.clone(),
             placement: slot.view.placement.clone(),
-            note: if slot.view.note.is_empty() { seen.fault.map(|fault| fault.detail).unwrap_or_default() } else { slot.view.note.clone() },
+            note: if slot.view.note.is_empty() {
+                seen.fault.map(|fault| fault.detail).unwrap_or_default()
+            } else {
+                slot.view.note.clone()
+            },
         }
     }
 
@@ -178,18 +183,27 @@ impl Core {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP swapserve_{name} {help}\n# TYPE swapserve_{name} {kind}");
             for model in &status.models {
-                let _ = writeln!(text, "swapserve_{name}{{model=\"{}\"}} {}", label(&model.name), value(model));
+                let _ =
+                    writeln!(text, "swapserve_{name}{{model=\"{}\"}} {}", label(&model.name), value(model));
             }
         };
         gauge("model_resident", "Whether the model's engine is resident.", "gauge", &|m| {
             f64::from(u8::from(m.state == State::Resident))
         });
-        gauge("model_waiting_requests", "Requests that wait for the model.", "gauge", &|m| f64::from(m.waiting));
-        gauge("model_running_requests", "Requests on the model's engine.", "gauge", &|m| f64::from(m.running));
+        gauge("model_waiting_requests", "Requests that wait for the model.", "gauge", &|m| {
+            f64::from(m.waiting)
+        });
+        gauge("model_running_requests", "Requests on the model's engine.", "gauge", &|m| {
+            f64::from(m.running)
+        });
         gauge("model_swaps_in_total", "Swaps in.", "counter", &|m| m.swaps_in as f64);
         gauge("model_swaps_out_total", "Swaps out.", "counter", &|m| m.swaps_out as f64);
-        gauge("model_swap_in_seconds", "How long the last swap-in took.", "gauge", &|m| m.last_in_s.unwrap_or(0.0));
-        gauge("model_swap_out_seconds", "How long the last swap-out took.", "gauge", &|m| m.last_out_s.unwrap_or(0.0));
+        gauge("model_swap_in_seconds", "How long the last swap-in took.", "gauge", &|m| {
+            m.last_in_s.unwrap_or(0.0)
+        });
+        gauge("model_swap_out_seconds", "How long the last swap-out took.", "gauge", &|m| {
+            m.last_out_s.unwrap_or(0.0)
+        });
         text
     }
 }

@@ -21,7 +21,11 @@ pub async fn spawn(
     key: Option<&str>,
     endpoint_file: &Path,
 ) -> Result<Child, SpawnError> {
-    let mut launch = Launch::new(&command[0]).args(&command[1..]).stdin(Stdin::Inherit).group(Group::Inherit).core_dumps(true);
+    let mut launch = Launch::new(&command[0])
+        .args(&command[1..])
+        .stdin(Stdin::Inherit)
+        .group(Group::Inherit)
+        .core_dumps(true);
     launch = launch.stdout(Output::Inherit).stderr(Output::Inherit).envs(std::env::vars_os());
     launch = launch
         .env("OPENAI_BASE_URL", &facts.url)

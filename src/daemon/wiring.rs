@@ -12,7 +12,7 @@ use crate::{
     job::{Job, RunDir},
     process::Spawner,
     swap::{Deps, NoGpus, Swapper},
-    topology::{self, Allowed, Binding, Mask, PciId, Placement, Request, TopologyError},
+    topology::{self, Allowed, Binding, Mask, Placement, Request, TopologyError},
     units::{Bytes, ModelId},
 };
 use smallvec::SmallVec;
@@ -58,7 +58,18 @@ impl Prepared {
         ending: watch::Receiver<bool>,
     ) -> Worker {
         let Prepared { model, engine, swapper, placement, trial } = self;
-        Worker { model, engine, swapper, trial, orders, reports, ending, placement, cold_start: None }
+        Worker {
+            model,
+            engine,
+            swapper,
+            trial,
+            orders,
+            reports,
+            ending,
+            placement,
+            cold_start: None,
+            vain_starts: 0,
+        }
     }
 }
 
@@ -73,9 +84,12 @@ pub fn wire(
 ) -> Result<Wiring, WiringError> {
     let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::System)?;
-    let requests: Vec<Request> =
-        gpus.iter().map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() }).collect();
-    let allowed = Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
+    let requests: Vec<Request> = gpus
+        .iter()
+        .map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() })
+        .collect();
+    let allowed =
+        Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
     let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
@@ -93,6 +107,7 @@ pub fn wire(
             visible: gpus.iter().map(|gpu| found.visible[*gpu].clone()).collect(),
             threads: placement.cpus.len().max(1),
             gpu_memory_fraction: fraction(model.gpu_memory, gpus, &found.totals),
+            binding: Binding::prepare(placement, view.this_system),
             extra: BTreeMap::new(),
         };
         let swapper = Swapper::new(&model, &deps);

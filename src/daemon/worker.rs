@@ -17,6 +17,9 @@ use tokio::sync::{mpsc, watch};
 /// Lines of an engine's log that go into a fault.
 const TAIL: usize = 20;
 
+/// An engine that has never answered is given up after so many starts: its config is more likely wrong than its luck.
+const VAIN_STARTS: u32 = 2;
+
 /// What a worker needs.
 pub struct Worker {
     /// Which model.
@@ -37,6 +40,8 @@ pub struct Worker {
     pub placement: String,
     /// From launch to first answer, the last time.
     pub cold_start: Option<Duration>,
+    /// Starts in a row that came to nothing.
+    pub vain_starts: u32,
 }
 
 /// What ended a wait.
@@ -109,12 +114,15 @@ impl Worker {
         let model = self.model;
         let begun = Instant::now();
         if let Err(error) = self.launch().await {
-            let fault = EngineFault { retry: error.may_pass(), detail: error.to_string() };
+            self.vain_starts += 1;
+            let hope = self.cold_start.is_some() || self.vain_starts < VAIN_STARTS;
+            let fault = EngineFault { retry: hope && error.may_pass(), detail: error.to_string() };
             self.stop().await;
             let note = fault.detail.clone();
             return self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
         }
         self.cold_start = Some(begun.elapsed());
+        self.vain_starts = 0;
         self.progress(Stage::Trial, "");
         let outcome = if self.trial {
             self.swapper.trial(&mut self.engine).await
@@ -175,7 +183,9 @@ impl Worker {
                 tracing::error!(model = %self.engine.plan.name, ?report, "processes of this engine hang in the kernel");
             }
             Ok(_) => {}
-            Err(error) => tracing::error!(model = %self.engine.plan.name, %error, "the engine's processes cannot be ended"),
+            Err(error) => {
+                tracing::error!(model = %self.engine.plan.name, %error, "the engine's processes cannot be ended")
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the run gives an engine: where it may write, which GPUs it sees, what its environment begins with.
 
-use crate::process::Spawner;
+use crate::{process::Spawner, topology::Binding};
 use smallvec::SmallVec;
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
@@ -34,6 +34,8 @@ pub struct EngineEnv {
     pub threads: usize,
     /// The plan's `gpu_memory` as a share of its GPU's whole memory, where the plan gives one.
     pub gpu_memory_fraction: Option<f64>,
+    /// Its cores and memory nodes, applied between fork and exec; `None` where there is nothing to bind.
+    pub binding: Option<Binding>,
     /// Put in last, over everything else (`LD_PRELOAD` of the preload library).
     pub extra: BTreeMap<OsString, OsString>,
 }

@@ -199,8 +199,11 @@ impl Engine {
             write_private(path, text).map_err(|source| LaunchError::Files { path: path.clone(), source })?;
         }
         let [program, args @ ..] = command.argv.as_slice() else { return Err(LaunchError::NoCommand) };
-        let launch =
-            Launch::new(program).args(args).envs(self.env.variables(&command.env)).log(self.log.path());
+        let launch = Launch::new(program)
+            .args(args)
+            .envs(self.env.variables(&command.env))
+            .log(self.log.path())
+            .binding(self.env.binding.clone());
         let child = self.env.spawner.spawn(launch).await?;
         let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
         self.running = Some(Running {

@@ -46,6 +46,7 @@ impl Lab {
             visible: (0..plan.gpus).map(|at| at.to_string()).collect(),
             threads: 1,
             gpu_memory_fraction: None,
+            binding: None,
             extra: BTreeMap::new(),
         };
         Engine::new(Arc::new(plan), env)
