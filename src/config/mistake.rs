@@ -159,7 +159,7 @@ impl Mistakes {
 
     /// Line and column of a byte, both from 1, columns in characters.
     fn position(&self, byte: usize) -> (usize, usize) {
-        let before = &self.text[..self.text.floor_char_boundary(byte)];
+        let before = self.text.get(..byte).unwrap_or(&self.text);
         let line = before.rsplit('\n').next().unwrap_or_default();
         (before.matches('\n').count() + 1, line.chars().count() + 1)
     }

@@ -31,10 +31,7 @@ pub use template::{RenderedCommand, TemplateError, TemplateValues};
 
 use crate::units::Bytes;
 use reader::FromToml;
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::IpAddr, path::Path};
 
 /// What a config is checked against, and what the command line says instead of it.
 #[derive(Clone, Debug, Default)]
@@ -83,9 +80,9 @@ pub fn parse(file: &Path, text: &str, context: &Context) -> Result<Plan, Mistake
     let span = document.span();
     let document = toml::Spanned::new(span, toml::de::DeValue::Table(document.into_inner()));
     let raw = raw::File::read(&document, "", &mut mistakes).unwrap_or_default();
-    let base = file.parent().map(Path::to_path_buf).unwrap_or_else(PathBuf::new);
+    let base = file.parent().unwrap_or(Path::new(""));
     let no_gpu = context.limits.as_ref().is_some_and(|limits| limits.gpus.is_empty());
-    let drafts = resolve::models(&raw, &base, no_gpu, &mut mistakes);
+    let drafts = resolve::models(&raw, base, no_gpu, &mut mistakes);
     check::all(&raw, &drafts, context, &mut mistakes);
     if !mistakes.is_empty() {
         return failed(mistakes);

@@ -131,10 +131,10 @@ fn files(draft: &Draft, mistakes: &mut Vec<Mistake>) {
             exists(path, "are no weights", model, mistakes);
         }
     }
-    if let (Some(image), Some(given)) = (&plan.apptainer, &draft.raw.apptainer) {
-        if !image.to_string_lossy().contains("://") {
-            exists(image, "is no Apptainer image", given, mistakes);
-        }
+    if let (Some(image), Some(given)) = (&plan.apptainer, &draft.raw.apptainer)
+        && !image.to_string_lossy().contains("://")
+    {
+        exists(image, "is no Apptainer image", given, mistakes);
     }
 }
 
