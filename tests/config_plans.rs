@@ -156,7 +156,7 @@ fn every_preset_on_gpus() {
     VLLM_SERVER_DEV_MODE=1
     ");
     insta::assert_snapshot!(full("sglang"), @r#"
-    sh --model-path /bin/sh --served-model-name chat --host 127.0.0.1 --port 40001 --config /run/s/chat/sglang.yaml --mem-fraction-static 0.3000 --tp-size 2 --enable-memory-saver --more 8
+    sh --model-path /bin/sh --served-model-name chat --host 127.0.0.1 --port 40001 --config /run/s/chat/sglang.yaml --mem-fraction-static 0.3000 --tp-size 2 --enable-memory-saver --enable-weights-cpu-backup --more 8
     /run/s/chat/sglang.yaml: api-key: "KEY"
     "#);
     insta::assert_snapshot!(full("llama-cpp"), @r"
@@ -170,8 +170,7 @@ fn every_preset_on_gpus() {
     OLLAMA_MAX_LOADED_MODELS=1
     ");
     insta::assert_snapshot!(full("tensorrt-llm"), @r"
-    sh /bin/sh --host 127.0.0.1 --port 40001 --served_model_name chat --tp_size 2 --extra_llm_api_options /run/s/chat/trtllm.yaml --more 8
-    /run/s/chat/trtllm.yaml: sleep_config: {}
+    sh /bin/sh --host 127.0.0.1 --port 40001 --served_model_name chat --tp_size 2 --more 8
     ");
     insta::assert_snapshot!(full("transformers"), @"sh --host 127.0.0.1 --port 40001 --model-timeout -1 --more 8");
 }
@@ -204,6 +203,10 @@ fn sleep_mode_is_switched_on_only_where_it_is_used() {
         started(&sleeper).contains("--enable-sleep-mode")
             && started(&sleeper).contains("VLLM_SERVER_DEV_MODE=1")
     );
+    let signed = started(&engine("tensorrt-llm", "swap = [\"sleep\", \"restart\"]"));
+    assert!(signed.contains("--enable_sleep_mode") && signed.contains("TRTLLM_RUNTIME_CONTROL_API_KEY=KEY"));
+    let reloads = started(&engine("sglang", "swap = \"sleep\"\nsleep_level = 2"));
+    assert!(reloads.contains("--enable-memory-saver") && !reloads.contains("--enable-weights-cpu-backup"));
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub struct ModelPlan {
     pub swap: Vec<MechanismKind>,
     /// Whether `swap = "auto"` was asked for (the trial's result is a choice, not an error).
     pub swap_auto: bool,
-    /// vLLM's sleep level, 1 (weights to host memory) or 2 (weights dropped and loaded again).
+    /// Level of vLLM's and SGLang's sleep, 1 (weights to host memory) or 2 (weights dropped and loaded again).
     pub sleep_level: u8,
     /// Never chosen as a victim.
     pub pin: bool,

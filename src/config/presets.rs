@@ -33,6 +33,8 @@ pub struct Facts {
     pub health_path: &'static str,
     /// The request that proves it ready.
     pub probe: Probe,
+    /// Whether it can free its own GPU memory when asked (`sleep`).
+    pub sleeps: bool,
     /// The ladder of `swap = "auto"` on GPUs.
     pub gpu_ladder: &'static [MechanismKind],
 }
@@ -58,6 +60,8 @@ pub enum When {
     GpuMemory,
     /// `sleep` is in the ladder.
     Sleeps,
+    /// The same, at the level that keeps the weights in host memory.
+    SleepsKeepingWeights,
 }
 
 /// What the `model` key may be.
@@ -82,9 +86,9 @@ pub enum ServedAs {
     Model,
 }
 
-/// GPU engines that can sleep.
+/// GPU engines whose sleep is tried unasked.
 const SLEEPERS: &[MechanismKind] = &[Park, ParkCheckpoint, Sleep, SleepCheckpoint, Checkpoint, Restart];
-/// GPU engines that cannot.
+/// GPU engines that cannot sleep, or only when the config says so.
 const WAKEFUL: &[MechanismKind] = &[Park, ParkCheckpoint, Checkpoint, Restart];
 /// CPU engines, of any kind.
 pub const CPU_LADDER: &[MechanismKind] = &[Freeze, Restart];
@@ -117,6 +121,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Name,
         health_path: "/health",
         probe: Probe::Chat,
+        sleeps: true,
         gpu_ladder: SLEEPERS,
     },
     Facts {
@@ -133,6 +138,8 @@ pub static TABLE: [Facts; 7] = [
             (When::ManyGpus, &["--tp-size", "{{ gpus }}"]),
             (When::Cpu, &["--device", "cpu"]),
             (When::Sleeps, &["--enable-memory-saver"]),
+            // Without it released weights come back as whatever the memory then holds.
+            (When::SleepsKeepingWeights, &["--enable-weights-cpu-backup"]),
         ],
         env: &[],
         files: &[(When::Always, "sglang.yaml", "api-key: \"{{ api_key }}\"")],
@@ -141,6 +148,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Name,
         health_path: "/health",
         probe: Probe::Chat,
+        sleeps: true,
         gpu_ladder: SLEEPERS,
     },
     Facts {
@@ -163,6 +171,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Name,
         health_path: "/health",
         probe: Probe::Chat,
+        sleeps: false,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -182,6 +191,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Model,
         health_path: "/",
         probe: Probe::Chat,
+        sleeps: true,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -194,17 +204,19 @@ pub static TABLE: [Facts; 7] = [
             (When::Always, &["--host", "127.0.0.1", "--port", "{{ port }}"]),
             (When::Always, &["--served_model_name", "{{ name }}"]),
             (When::ManyGpus, &["--tp_size", "{{ gpus }}"]),
-            (When::Sleeps, &["--extra_llm_api_options", "{{ rundir }}/trtllm.yaml"]),
+            // A prototype (docs/source/features/sleep-wakeup.md) that older releases do not know: only on demand.
+            (When::Sleeps, &["--enable_sleep_mode"]),
         ],
-        env: &[],
-        // /release_memory and /resume_memory need a SleepConfig.
-        files: &[(When::Sleeps, "trtllm.yaml", "sleep_config: {}")],
+        // The secret that /release_memory and /resume_memory are signed with.
+        env: &[(When::Sleeps, "TRTLLM_RUNTIME_CONTROL_API_KEY", "{{ api_key }}")],
+        files: &[],
         unix_socket: false,
         weights: Weights::PathOrName,
         served_as: ServedAs::Name,
         health_path: "/health",
         probe: Probe::Chat,
-        gpu_ladder: SLEEPERS,
+        sleeps: true,
+        gpu_ladder: WAKEFUL,
     },
     Facts {
         preset: Preset::Transformers,
@@ -224,6 +236,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Model,
         health_path: "/health",
         probe: Probe::Chat,
+        sleeps: false,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -238,6 +251,7 @@ pub static TABLE: [Facts; 7] = [
         served_as: ServedAs::Name,
         health_path: "/health",
         probe: Probe::Chat,
+        sleeps: false,
         gpu_ladder: WAKEFUL,
     },
 ];
@@ -258,6 +272,6 @@ impl Preset {
 
     /// Whether the engine can free its own GPU memory (`sleep`).
     pub fn sleeps(self) -> bool {
-        self.facts().gpu_ladder.contains(&Sleep)
+        self.facts().sleeps
     }
 }

@@ -47,7 +47,7 @@ section! {
         host_memory: Size,
         /// How the engine is swapped: "auto" tries the preset's mechanisms, fastest first. Default "auto".
         swap: Ladder,
-        /// vLLM's sleep level: 1 keeps the weights in host memory, 2 drops and reloads them. Default 1.
+        /// Level of vLLM's and SGLang's sleep: 1 keeps the weights in host memory, 2 drops and reloads them. Default 1.
         sleep_level: u8,
         /// Never swapped out to make room. Default false.
         pin: bool,

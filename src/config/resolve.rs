@@ -129,6 +129,8 @@ fn model(
         Preset::Custom => mentions(words(&raw.command).chain(words(&raw.args)), &raw, "socket"),
         _ => value(&raw.unix_socket).unwrap_or(facts.unix_socket),
     };
+    let sleeps = swap.iter().any(|m| matches!(m, MechanismKind::Sleep | MechanismKind::SleepCheckpoint));
+    let sleep_level = value(&raw.sleep_level).unwrap_or(1);
     let given = |when: When| match when {
         When::Always => true,
         When::NoModelYet => !words(&raw.command).any(|word| uses(word, "model")),
@@ -138,9 +140,8 @@ fn model(
         When::Gpu => gpus > 0,
         When::ManyGpus => gpus > 1,
         When::GpuMemory => gpus > 0 && raw.gpu_memory.is_some(),
-        When::Sleeps => {
-            swap.iter().any(|m| matches!(m, MechanismKind::Sleep | MechanismKind::SleepCheckpoint))
-        }
+        When::Sleeps => sleeps,
+        When::SleepsKeepingWeights => sleeps && sleep_level == 1,
     };
 
     let mut command: Vec<String> = match &raw.command {
@@ -177,7 +178,7 @@ fn model(
         host_memory: value(&raw.host_memory).map(|s| s.0),
         swap,
         swap_auto: matches!(value(&raw.swap), None | Some(Ladder::Auto)),
-        sleep_level: value(&raw.sleep_level).unwrap_or(1),
+        sleep_level,
         pin: value(&raw.pin).unwrap_or(false),
         preload: value(&raw.preload).unwrap_or(false),
         idle_ttl: value(&raw.idle_ttl).map(|t| t.0),

@@ -266,9 +266,9 @@ async fn every_engines_own_sleep_is_asked_for_in_its_order() {
             "ollama",
             &[],
             &[
-                "POST /api/generate {\"keep_alive\":0,\"model\":\"/models/m\"}",
+                "POST /api/generate {\"keep_alive\":0,\"model\":\"/models/m\",\"stream\":false}",
                 "GET /api/ps",
-                "POST /api/generate {\"keep_alive\":-1,\"model\":\"/models/m\"}",
+                "POST /api/generate {\"keep_alive\":-1,\"model\":\"/models/m\",\"stream\":false}",
                 "GET /api/ps",
             ],
         ),

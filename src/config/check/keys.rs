@@ -97,9 +97,10 @@ fn contradictions(draft: &Draft, mistakes: &mut Vec<Mistake>) {
             let message = format!("`sleep_level` cannot be {}", level.value);
             let help = "1 keeps the weights in host memory, 2 drops them and loads them again";
             note(Code::BadValue, &level.span, message, help);
-        } else if plan.engine != Preset::Vllm {
+        } else if !matches!(plan.engine, Preset::Vllm | Preset::Sglang) {
+            let engine = plan.engine.name();
             let message =
-                format!("`sleep_level` is vLLM's, and {} is engine {:?}", plan.name, plan.engine.name());
+                format!("`sleep_level` is for vllm and sglang, and {} is engine {engine:?}", plan.name);
             note(Code::Conflict, &level.span, message, "leave it out");
         }
     }
@@ -153,7 +154,7 @@ fn unsuited(draft: &Draft, kind: MechanismKind) -> Option<(String, &'static str)
     match kind {
         Sleep | SleepCheckpoint if !plan.engine.sleeps() => Some((
             format!("engine {:?} has no sleep mode", plan.engine.name()),
-            "use swap = \"auto\"; sleep is for vllm, sglang and tensorrt-llm, whose program `command` may replace",
+            "use swap = \"auto\"; sleep is for vllm, sglang, tensorrt-llm and ollama, whose program `command` may replace",
         )),
         Park | ParkCheckpoint | Sleep | SleepCheckpoint | Checkpoint if cpu => {
             Some(("it uses no GPU".to_owned(), "use swap = \"freeze\" or \"restart\", or set gpus = 1"))

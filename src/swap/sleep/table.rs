@@ -103,8 +103,16 @@ pub(super) fn recipe(plan: &ModelPlan) -> Result<Recipe, String> {
             signed: true,
         }),
         (Preset::Ollama, _) => Ok(Recipe {
-            out: vec![step("sleep", "/api/generate", json!({"model": plan.model, "keep_alive": 0}))],
-            back: vec![step("wake", "/api/generate", json!({"model": plan.model, "keep_alive": -1}))],
+            out: vec![step(
+                "sleep",
+                "/api/generate",
+                json!({"model": plan.model, "keep_alive": 0, "stream": false}),
+            )],
+            back: vec![step(
+                "wake",
+                "/api/generate",
+                json!({"model": plan.model, "keep_alive": -1, "stream": false}),
+            )],
             check: Some(Check { path: "/api/ps", pointer: "/models", asleep: json!([]), awake: Value::Null }),
             needs: &[],
             signed: false,
