@@ -11,7 +11,7 @@ use crate::{
     engine::{Cookie, Engine, EngineEnv},
     job::{Job, RunDir},
     process::Spawner,
-    swap::{Deps, NoGpus, Swapper},
+    swap::{Deps, MemoryProbe, NoGpus, Swapper},
     topology::{self, Allowed, Binding, Mask, Placement, Request, TopologyError},
     units::{Bytes, ModelId},
 };
@@ -93,7 +93,11 @@ pub fn wire(
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
     let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
-    let deps = Deps { gpus: Arc::new(NoGpus) };
+    let gpus_seen: Arc<dyn MemoryProbe> = match &found.client {
+        Some(client) => Arc::new(client.clone()),
+        None => Arc::new(NoGpus),
+    };
+    let deps = Deps { gpus: gpus_seen, server: found.client.clone() };
     let places = gpus.iter().zip(&placements).enumerate();
     let prepared = places.map(|(at, (gpus, placement))| {
         let model = plan.models[at].clone();

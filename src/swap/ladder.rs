@@ -1,8 +1,10 @@
 //! Which mechanism is built from what: the one table.
 
+use super::checkpoint::{Checkpoint, SleepCheckpoint};
 use super::{Freeze, Hook, Mechanism, MemoryProbe, MoveLog, Restart, Sleep, SwapError};
 use crate::{
     engine::Engine,
+    gpu::GpuClient,
     units::{Footprint, MechanismKind},
 };
 use async_trait::async_trait;
@@ -13,19 +15,27 @@ use std::sync::Arc;
 pub struct Deps {
     /// Tells what processes hold on the GPUs.
     pub gpus: Arc<dyn MemoryProbe>,
+    /// The gpu server, on a node with GPUs.
+    pub server: Option<GpuClient>,
 }
 
 /// The mechanism of this kind. Where this run cannot have it, one that suits no engine and says why.
 pub fn build(kind: MechanismKind, deps: &Deps) -> Arc<dyn Mechanism> {
-    match kind {
-        MechanismKind::Sleep => Arc::new(Sleep::new(deps.gpus.clone())),
-        MechanismKind::Freeze => Arc::new(Freeze),
-        MechanismKind::Restart => Arc::new(Restart),
-        MechanismKind::Hook => Arc::new(Hook::new(deps.gpus.clone())),
-        MechanismKind::Checkpoint
-        | MechanismKind::SleepCheckpoint
-        | MechanismKind::Park
-        | MechanismKind::ParkCheckpoint => Arc::new(Missing {
+    let sleep = || Sleep::new(deps.gpus.clone());
+    match (kind, &deps.server) {
+        (MechanismKind::Sleep, _) => Arc::new(sleep()),
+        (MechanismKind::Freeze, _) => Arc::new(Freeze),
+        (MechanismKind::Restart, _) => Arc::new(Restart),
+        (MechanismKind::Hook, _) => Arc::new(Hook::new(deps.gpus.clone())),
+        (MechanismKind::Checkpoint, Some(gpu)) => Arc::new(Checkpoint::new(gpu.clone())),
+        (MechanismKind::SleepCheckpoint, Some(gpu)) => {
+            Arc::new(SleepCheckpoint::new(sleep(), Checkpoint::new(gpu.clone())))
+        }
+        (MechanismKind::Park | MechanismKind::ParkCheckpoint, Some(_)) => Arc::new(Missing {
+            kind,
+            reason: "the engine was started without the preload library".to_owned(),
+        }),
+        (_, None) => Arc::new(Missing {
             kind,
             reason: "needs a GPU with NVIDIA's driver, and this run has none".to_owned(),
         }),

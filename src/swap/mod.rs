@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 mod freeze;
+mod gpus;
 mod hook;
 mod ladder;
 mod memory;

@@ -115,8 +115,17 @@ impl Bench {
 }
 
 /// A thread that starts processes, for this test.
-fn spawner() -> Spawner {
+pub fn spawner() -> Spawner {
     Spawner::start().expect("a thread can be started")
+}
+
+/// Waits until something is so, at most ten seconds.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "not within ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Whether tests are to run on the machine's own GPU.

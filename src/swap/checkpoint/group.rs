@@ -43,7 +43,8 @@ impl<'a> Group<'a> {
     /// # Errors
     /// If there is no gpu server; a process that the driver does not know is not an error.
     pub async fn find(gpu: &'a GpuClient, members: impl IntoIterator<Item = i32>) -> Result<Self, GpuError> {
-        let asked = members.into_iter().map(|pid| async move { (pid, gpu.restore_thread(pid).await) });
+        let asked =
+            members.into_iter().map(|pid| async move { (pid, twice(|| gpu.restore_thread(pid)).await) });
         let mut pids = Vec::new();
         for (pid, answer) in join_all(asked).await {
             match answer {
@@ -55,9 +56,26 @@ impl<'a> Group<'a> {
         Ok(Self { gpu, pids })
     }
 
-    /// The processes that an earlier [`Group::find`] found.
-    pub fn known(gpu: &'a GpuClient, pids: Vec<i32>) -> Self {
-        Self { gpu, pids }
+    /// Asks the driver which of an engine's processes are out, or on their way back. None of them may be stopped.
+    ///
+    /// # Errors
+    /// As [`Group::find`].
+    pub async fn find_out(
+        gpu: &'a GpuClient,
+        members: impl IntoIterator<Item = i32>,
+    ) -> Result<Self, GpuError> {
+        let asked =
+            members.into_iter().map(|pid| async move { (pid, twice(|| gpu.state(pid, MOVE_LIMIT)).await) });
+        let mut pids = Vec::new();
+        for (pid, answer) in join_all(asked).await {
+            match answer {
+                Ok(ProcessState::Running) => {}
+                Ok(_) => pids.push(pid),
+                Err(GpuError::Refused(refusal)) if refusal.code != 0 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { gpu, pids })
     }
 
     /// Their process ids.
@@ -90,6 +108,7 @@ impl<'a> Group<'a> {
     pub async fn restore(&self, limit: Duration) -> Result<(), Setback> {
         let moves = join_all(self.pids.iter().map(|&pid| async move {
             match self.gpu.restore(pid, limit).await {
+                // The driver finishes the move by itself when the gpu server is gone.
                 Err(GpuError::Lost { .. }) => self.settle(pid, ProcessState::Locked).await,
                 other => other.map_err(|error| error.to_string()),
             }
@@ -126,7 +145,12 @@ impl<'a> Group<'a> {
     async fn settle(&self, pid: i32, goal: ProcessState) -> Result<(), String> {
         let settled = tokio::time::timeout(MOVE_LIMIT, async {
             loop {
-                let step = match self.gpu.state(pid, MOVE_LIMIT).await? {
+                let state = match self.gpu.state(pid, MOVE_LIMIT).await {
+                    // The gpu server went away, on another call's account perhaps: ask the next one.
+                    Err(GpuError::Lost { .. }) => continue,
+                    other => other?,
+                };
+                let step = match state {
                     ProcessState::Running => return Ok(()),
                     ProcessState::Locked if goal == ProcessState::Locked => return Ok(()),
                     ProcessState::Locked => self.gpu.unlock(pid).await,
@@ -150,6 +174,14 @@ impl<'a> Group<'a> {
             Ok(Err(StepError::Gpu(error))) => Err(error.to_string()),
             Err(_) => Err(format!("process {pid} did not settle within {MOVE_LIMIT:?}")),
         }
+    }
+}
+
+/// A call that changes nothing, made again if the gpu server went away under it, on another call's account perhaps.
+async fn twice<T, F: Future<Output = Result<T, GpuError>>>(call: impl Fn() -> F) -> Result<T, GpuError> {
+    match call().await {
+        Err(GpuError::Lost { .. }) => call().await,
+        other => other,
     }
 }
 

@@ -1,7 +1,182 @@
 //! `checkpoint` and `sleep+checkpoint`: the driver moves the engine's GPU memory (`cuCheckpointProcess*`).
 //!
+//! ```text
+//! out: find ─▶ lock all ─▶ checkpoint all ─▶ see the memory free ∥ freeze the tree (SIGSTOP)
+//! in:  see enough memory free ─▶ thaw the tree ─▶ restore all ─▶ unlock all
+//! ```
+//!
+//! The order is what makes loss impossible: a restore that meets too little memory loses the process for good, so it
+//! starts only with the reservation held and the memory seen to be free; it runs in a thread of the process itself, so
+//! the tree is thawed before; and no call to the driver about a process that is stopped ever comes back.
+//!
 //! | module | role |
 //! | --- | --- |
 //! | [`group`] | the engine's CUDA processes, moved together through the driver's states |
+//! | [`inspect`] | what the driver would refuse, or take and not give back, seen from outside |
+//! | `asleep` | `sleep+checkpoint` |
 
+mod asleep;
 pub mod group;
+pub mod inspect;
+
+pub use asleep::SleepCheckpoint;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use rustix::process::Signal;
+
+use self::group::{Group, Setback};
+use super::freeze;
+use super::gpus::per_gpu;
+use super::{Mechanism, MoveLog, PerGpu, SwapError};
+use crate::engine::Engine;
+use crate::gpu::GpuClient;
+use crate::units::{Bytes, Footprint, MechanismKind};
+
+/// How long the driver waits for calls under way before it leaves a process running. A call that takes longer is a
+/// kernel that does not end, or an engine that waits for another process inside the driver.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How long NVML may lag behind what a checkpoint has freed (about a second was seen).
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a restore waits for memory that the ledger says is free.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+
+/// Swaps an engine by the driver's checkpoint. One value serves one engine.
+pub struct Checkpoint {
+    gpu: GpuClient,
+    /// What the last swap-out took from each GPU, and a swap-in needs.
+    taken: Mutex<PerGpu>,
+}
+
+impl Checkpoint {
+    /// Checkpoints through this gpu server.
+    pub fn new(gpu: GpuClient) -> Self {
+        Self { gpu, taken: Mutex::default() }
+    }
+
+    fn taken(&self) -> PerGpu {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What each of these processes holds, or nothing if NVML cannot be asked: it is then not counted, and the driver's
+    /// word is all there is.
+    async fn held(&self, pids: &[i32]) -> PerGpu {
+        per_gpu(
+            self.gpu.process_memory().await.unwrap_or_default().iter().filter(|it| pids.contains(&it.pid)),
+        )
+    }
+
+    /// Waits until each GPU has the bytes that a restore needs.
+    async fn confirm_free(&self, need: &PerGpu, limit: Duration) -> Result<(), String> {
+        let wanted = (0u32..).zip(need).filter(|(_, bytes)| bytes.0 > 0);
+        let looks = join_all(wanted.map(|(gpu, &bytes)| async move {
+            let memory = self.gpu.wait_free(gpu, bytes.0, limit).await.map_err(|error| error.to_string())?;
+            let free = Bytes(memory.free);
+            if free >= bytes {
+                return Ok(());
+            }
+            let holders = self.gpu.process_memory().await.unwrap_or_default();
+            let holders: Vec<String> = holders
+                .iter()
+                .filter(|it| it.gpu == gpu)
+                .map(|it| {
+                    format!(
+                        "process {} holds {}",
+                        it.pid,
+                        it.bytes.map_or("?".to_owned(), |n| Bytes(n).to_string())
+                    )
+                })
+                .collect();
+            Err(format!("GPU {gpu} has {free} free and the engine needs {bytes}; {}", holders.join(", ")))
+        }));
+        looks.await.into_iter().collect()
+    }
+
+    async fn out(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {
+        let before = |reason: String| Setback { reason, unharmed: true };
+        let members = pids(engine).map_err(|reason| ("find", before(reason)))?;
+        let found = log.phase("find", Group::find(&self.gpu, members)).await;
+        let group = found.map_err(|error| ("find", before(error.to_string())))?;
+        if group.pids().is_empty() {
+            return Err(("find", before("none of its processes holds CUDA state".to_owned())));
+        }
+        let held = self.held(group.pids()).await;
+        log.phase("lock", group.lock(LOCK_LIMIT.min(log.left())))
+            .await
+            .map_err(|setback| ("lock", setback))?;
+        let limit = log.left();
+        log.phase("checkpoint", group.checkpoint(limit)).await.map_err(|setback| ("checkpoint", setback))?;
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = held.clone();
+        let limit = RELEASE_LIMIT.min(log.left());
+        let left = log.phase("release", self.gpu.wait_released(group.pids().to_vec(), limit)).await;
+        let deadline = log.deadline;
+        if let Err(reason) = log.phase("freeze", freeze::settle(engine, Signal::STOP, deadline)).await {
+            // Out it is all the same: only its threads run on, until each waits for the driver.
+            tracing::warn!(model = %engine.plan.name, "checkpointed but not frozen: {reason}");
+        }
+        let total: Bytes = held.iter().copied().sum();
+        log.moved = Some(total);
+        Ok(Footprint { gpu: per_gpu(&left.unwrap_or_default()), host: total, slots: 0 })
+    }
+
+    async fn back(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {
+        let need = self.taken();
+        let limit = CONFIRM_LIMIT.min(log.left());
+        let confirmed = log.phase("confirm", self.confirm_free(&need, limit)).await;
+        confirmed.map_err(|reason| ("confirm", Setback { reason, unharmed: true }))?;
+        let lost = |reason: String| Setback { reason, unharmed: false };
+        let deadline = log.deadline;
+        let thawed = log.phase("thaw", freeze::settle(engine, Signal::CONT, deadline)).await;
+        thawed.map_err(|reason| ("thaw", lost(reason)))?;
+        let members = pids(engine).map_err(|reason| ("find", lost(reason)))?;
+        let found = log.phase("find", Group::find_out(&self.gpu, members)).await;
+        let group = found.map_err(|error| ("find", lost(error.to_string())))?;
+        let limit = log.left();
+        log.phase("restore", group.restore(limit)).await.map_err(|setback| ("restore", setback))?;
+        log.phase("unlock", group.unlock()).await.map_err(|setback| ("unlock", setback))?;
+        log.moved = Some(need.iter().copied().sum());
+        Ok(Footprint { gpu: self.held(group.pids()).await, ..Footprint::default() })
+    }
+}
+
+#[async_trait]
+impl Mechanism for Checkpoint {
+    fn kind(&self) -> MechanismKind {
+        MechanismKind::Checkpoint
+    }
+
+    async fn suits(&self, engine: &Engine) -> Result<(), String> {
+        if engine.plan.gpus == 0 {
+            return Err("a CPU engine has no GPU memory to checkpoint".to_owned());
+        }
+        let description = self.gpu.describe().await.map_err(|error| error.to_string())?;
+        description.can_checkpoint()?;
+        let members = pids(engine)?;
+        let group = Group::find(&self.gpu, members).await.map_err(|error| error.to_string())?;
+        if engine.plan.swap_auto {
+            inspect::shares(group.pids())?;
+        }
+        inspect::managed(group.pids())
+    }
+
+    async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        self.out(engine, log)
+            .await
+            .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))
+    }
+
+    async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        self.back(engine, log)
+            .await
+            .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))
+    }
+}
+
+/// The processes of the engine's tree, found anew.
+fn pids(engine: &Engine) -> Result<Vec<i32>, String> {
+    let members = engine.members().map_err(|error| format!("cannot list the engine's processes: {error}"))?;
+    Ok(members.into_iter().map(|stat| stat.id.pid).collect())
+}

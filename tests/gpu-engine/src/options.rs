@@ -49,6 +49,8 @@ impl Options {
                 "--ipc" => options.ipc = true,
                 "--print-maps" => options.print_maps = true,
                 "--bus" => options.bus = true,
+                // What vLLM is given; this engine always can.
+                "--enable-sleep-mode" => {}
                 "--worker" => options.worker = true,
                 "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
                 "--import-handle" => options.import_handle = Some(value()?),

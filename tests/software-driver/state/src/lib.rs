@@ -34,7 +34,7 @@ pub mod table;
 
 /// Environment variable that names the folder shared by the software libraries. Without it they report that no
 /// GPU is there.
-pub const DIRECTORY_VARIABLE: &str = "SWAPSERVE_SOFTWARE_GPU_DIR";
+pub const DIRECTORY_VARIABLE: &str = "SOFTWARE_GPU_DIR";
 
 /// GPUs that one machine of host memory may have.
 pub const MAX_GPUS: usize = 8;
