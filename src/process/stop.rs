@@ -143,7 +143,9 @@ fn meet(targets: &mut HashMap<ProcId, Target>, members: Vec<Stat>, how: How) -> 
 fn tell(handle: &Handle, how: How) -> io::Result<()> {
     match how {
         How::Kill => handle.signal(Signal::KILL)?,
-        How::Term => handle.signal(Signal::TERM)? && handle.signal(Signal::CONT)?,
+        // CONT first: the kernel gives a signal to the main thread only if that can run, and a program like Python's
+        // interpreter acts on none that another thread was given while the main one sleeps.
+        How::Term => handle.signal(Signal::CONT)? && handle.signal(Signal::TERM)?,
     };
     Ok(())
 }
