@@ -3,7 +3,7 @@
 use super::{History, Journal, Order, Report, RunFacts, SwapRow, history, report::EngineView};
 use crate::{
     config::Plan,
-    scheduler::{Effect, EngineFault, Event, Rejection, Scheduler, SwapMeasure},
+    scheduler::{Effect, EngineFault, Event, Rejection, Scheduler},
     units::{ModelId, Moment, RequestId},
 };
 use std::{
@@ -176,29 +176,24 @@ impl Core {
 
     /// Takes in what a worker reports.
     pub fn report(&self, report: Report) {
-        match report {
-            Report::Progress { model, view } => {
-                self.state.borrow_mut().slots[model.index()].view = Arc::new(view)
+        let Report { model, view, event } = report;
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            let slot = &mut state.slots[model.index()];
+            slot.view = Arc::new(view);
+            if event.as_ref().is_some_and(engine_is_gone) {
+                slot.lost.send_replace(true);
+                slot.lost = watch::channel(false).0;
             }
-            Report::Event { event, view } => {
-                let now = self.now();
-                let row = {
-                    let mut state = self.state.borrow_mut();
-                    let (model, row) = describe(&event);
-                    let slot = &mut state.slots[model.index()];
-                    slot.view = Arc::new(view);
-                    if engine_is_gone(&event) {
-                        slot.lost.send_replace(true);
-                        slot.lost = watch::channel(false).0;
-                    }
-                    row.map(|row| SwapRow { at_s: history::seconds(now), model: slot.name.clone(), ..row })
-                };
-                if let Some(row) = row {
-                    log_row(&row);
-                    self.state.borrow_mut().history.push(row);
-                }
-                self.post(event);
+            if let Some(row) = event.as_ref().and_then(ended_move) {
+                let row = SwapRow { at_s: history::seconds(self.now()), model: slot.name.clone(), ..row };
+                log_row(&row);
+                state.history.push(row);
             }
+        }
+        if let Some(event) = event {
+            self.post(event);
         }
         self.changed.send_modify(|n| *n += 1);
     }
@@ -363,36 +358,28 @@ fn engine_is_gone(event: &Event) -> bool {
     )
 }
 
-/// The model an engine event is about and, where it ends a move, its row (without time and name).
-fn describe(event: &Event) -> (ModelId, Option<SwapRow>) {
-    let done = |model: &ModelId, direction: &'static str, measure: &SwapMeasure| {
-        let row = SwapRow {
-            at_s: 0.0,
-            model: Arc::from(""),
-            direction: Cow::Borrowed(direction),
-            mechanism: measure.mechanism,
-            seconds: measure.took.as_secs_f64(),
-            moved: measure.moved,
-            phases: history::phases(&measure.phases),
-            fault: None,
-        };
-        (*model, Some(row))
+/// The row of a move that this event ends, without time and name.
+fn ended_move(event: &Event) -> Option<SwapRow> {
+    let (direction, measure, fault) = match event {
+        Event::Started { measure, .. } => ("start", Some(measure), None),
+        Event::SwappedOut { measure, .. } => ("out", Some(measure), None),
+        Event::SwappedIn { measure, .. } => ("in", Some(measure), None),
+        Event::StartFailed { fault, .. } => ("start", None, Some(fault)),
+        Event::SwapOutFailed { fault, .. } => ("out", None, Some(fault)),
+        Event::SwapInFailed { fault, .. } => ("in", None, Some(fault)),
+        Event::EngineDied { fault, .. } => ("died", None, Some(fault)),
+        _ => return None,
     };
-    let failed = |model: &ModelId, direction: &'static str, fault: &EngineFault| {
-        let (model, row) = done(model, direction, &SwapMeasure::default());
-        (model, row.map(|row| SwapRow { fault: Some(fault.detail.clone()), ..row }))
-    };
-    match event {
-        Event::Started { model, measure } => done(model, "start", measure),
-        Event::SwappedOut { model, measure } => done(model, "out", measure),
-        Event::SwappedIn { model, measure } => done(model, "in", measure),
-        Event::StartFailed { model, fault } => failed(model, "start", fault),
-        Event::SwapOutFailed { model, fault, .. } => failed(model, "out", fault),
-        Event::SwapInFailed { model, fault, .. } => failed(model, "in", fault),
-        Event::EngineDied { model, fault } => failed(model, "died", fault),
-        Event::Stopped { model } => (*model, None),
-        other => unreachable!("workers report moves of engines only, not {other:?}"),
-    }
+    Some(SwapRow {
+        at_s: 0.0,
+        model: Arc::from(""),
+        direction: Cow::Borrowed(direction),
+        mechanism: measure.and_then(|measure| measure.mechanism),
+        seconds: measure.map_or(0.0, |measure| measure.took.as_secs_f64()),
+        moved: measure.and_then(|measure| measure.moved),
+        phases: measure.map(|measure| history::phases(&measure.phases)).unwrap_or_default(),
+        fault: fault.map(|fault| fault.detail.clone()),
+    })
 }
 
 fn log_row(row: &SwapRow) {

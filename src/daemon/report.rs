@@ -26,21 +26,13 @@ pub enum Order {
 
 /// What a worker tells the core.
 #[derive(Debug)]
-pub enum Report {
-    /// Something happened that the scheduler has to know; with what is now known of the engine.
-    Event {
-        /// The event.
-        event: Event,
-        /// The engine after it.
-        view: EngineView,
-    },
-    /// Only the view changed: progress of a start.
-    Progress {
-        /// Whose.
-        model: ModelId,
-        /// The engine now.
-        view: EngineView,
-    },
+pub struct Report {
+    /// Whose engine.
+    pub model: ModelId,
+    /// What is now known of it.
+    pub view: EngineView,
+    /// What the scheduler has to know; `None` when only the view changed.
+    pub event: Option<Event>,
 }
 
 /// How far a start has come.

@@ -157,7 +157,7 @@ impl Worker {
                 engine::Stage::Answered => (Stage::Trial, String::new()),
             };
             // Nobody listens any more when the run is torn down.
-            let _ = reports.send(Report::Progress { model, view });
+            let _ = reports.send(Report { model, view, event: None });
         };
         self.engine.launch(&progress).await
     }
@@ -190,13 +190,13 @@ impl Worker {
     }
 
     fn report(&self, event: Event, stage: Stage, note: &str) {
-        let view = self.view(stage, note);
-        let _ = self.reports.send(Report::Event { event, view });
+        let (model, view) = (self.model, self.view(stage, note));
+        let _ = self.reports.send(Report { model, view, event: Some(event) });
     }
 
     fn progress(&self, stage: Stage, note: &str) {
-        let view = self.view(stage, note);
-        let _ = self.reports.send(Report::Progress { model: self.model, view });
+        let (model, view) = (self.model, self.view(stage, note));
+        let _ = self.reports.send(Report { model, view, event: None });
     }
 
     fn view(&self, stage: Stage, note: &str) -> EngineView {
