@@ -56,3 +56,10 @@ newest_build() {
   find "$SWAPSERVE_ROOT/target/release/swapserve" "$SWAPSERVE_ROOT/target/debug/swapserve" -printf '%T@ %p\n' 2>/dev/null |
     sort -rn | head -n 1 | cut -d' ' -f2- || true
 }
+
+# Whether a Slurm job, or every task of an array, is over. squeue's filters leave out states such as SIGNALING.
+slurm_job_ended() {
+  local states
+  states=$(scontrol --oneliner show job "$1" 2>/dev/null | grep -oE '\bJobState=\S+') || return 1
+  ! grep -qvE '=(COMPLETED|FAILED|CANCELLED|TIMEOUT|OUT_OF_MEMORY|NODE_FAIL|PREEMPTED|DEADLINE|BOOT_FAIL)$' <<<"$states"
+}

@@ -23,11 +23,10 @@ submit() {
   JOB=$(sbatch --parsable "${SMALL[@]}" --output="$LOG" "${options[@]}" "$template" "${@:2}")
 }
 
-job_ended() { [ -z "$(squeue -h -t PD,R,CG,S -j "$JOB" -o %A 2>/dev/null)" ]; }
 job_field() { scontrol show job "$JOB" | grep -oE "\b$1=\S+" | head -n 1 | cut -d= -f2; }
 
 # finish SECONDS: waits for the job's end.
-finish() { wait_until "$1" job_ended || fail "job $JOB to end within $1 s"; }
+finish() { wait_until "$1" slurm_job_ended "$JOB" || fail "job $JOB to end within $1 s"; }
 
 # expect_state STATE [EXITCODE:SIGNAL]
 expect_state() {
