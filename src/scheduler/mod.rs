@@ -63,8 +63,6 @@ mod queue;
 mod spec;
 mod state;
 #[cfg(test)]
-mod testkit;
-#[cfg(test)]
 mod tests;
 mod view;
 

@@ -1,6 +1,6 @@
 //! Builders and a small world for the tests: models on GPUs of 80 GiB, engines that answer when told to.
 
-use super::*;
+use super::super::*;
 use crate::units::{Bytes, MechanismKind, ModelId, RequestId};
 use std::{fmt::Write, time::Duration};
 
@@ -25,6 +25,20 @@ pub(super) fn model(name: &str, gib: u64) -> ModelBuilder {
 pub(super) struct ModelBuilder(ModelSpec);
 
 impl ModelBuilder {
+    /// A CPU engine of `gib`, whose processes are stopped from running while it is out.
+    pub(super) fn on_cpu(name: &str, gib: u64) -> Self {
+        let host = Footprint::default().with_host(Bytes::gib(gib));
+        let ModelBuilder(spec) = model(name, 0);
+        let running = host.clone().with_slots(1);
+        ModelBuilder(ModelSpec {
+            gpus: Default::default(),
+            out: host,
+            starting: running.clone(),
+            resident: running,
+            ..spec
+        })
+    }
+
     pub(super) fn on(mut self, gpus: &[usize]) -> Self {
         let each = self.0.resident.on_gpu(self.0.gpus[0]);
         self.0.resident = Footprint::on_gpus(gpus, each);

@@ -1,6 +1,6 @@
 //! Scenarios: one rule each, read as a transcript.
 
-use super::{testkit::*, *};
+use super::{super::*, kit::*};
 use crate::units::Bytes;
 use std::time::Duration;
 

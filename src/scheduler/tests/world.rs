@@ -1,0 +1,424 @@
+//! A world for random histories: engines that answer in any order, fail, die, and measure other than declared.
+//!
+//! It keeps its own account of what every engine holds and of where every request is, and judges each effect by that.
+
+use super::{super::*, kit};
+use crate::units::{Bytes, MechanismKind, ModelId, RequestId};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Something that happens in the world. Indices are taken modulo what there is.
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    Arrive(usize),
+    Cancel(usize),
+    Release(usize),
+    /// The chosen move ends so.
+    Answer(usize, Outcome),
+    Die(usize),
+    AskIn(usize),
+    AskOut(usize),
+    Pin(usize, bool),
+    /// The capacity is now this percentage of the first one.
+    Capacity(u64),
+    JobEnds(u64),
+    Drain,
+    /// Milliseconds pass; every wake that falls into them is made.
+    Pass(u64),
+}
+
+/// How a move ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outcome {
+    Done,
+    /// Done, and the engine takes this percentage of what was declared.
+    Measured(u64),
+    Refused {
+        retry: bool,
+    },
+    Lost {
+        retry: bool,
+    },
+}
+
+/// A move that was asked for and not yet reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Start,
+    Stop,
+    In,
+    Out,
+}
+
+/// An engine as it really is.
+#[derive(Clone, Debug, Default)]
+struct Engine {
+    /// Resident and answering.
+    up: bool,
+    /// What it holds.
+    holds: Footprint,
+    moving: Option<Move>,
+    /// How many processes there have been.
+    life: u32,
+    resident_since: Moment,
+    /// Closed to new requests since then.
+    closed: Option<Moment>,
+}
+
+impl Engine {
+    /// Nothing of the process is left.
+    fn end(&mut self) {
+        *self = Engine { life: self.life + 1, ..Engine::default() };
+    }
+}
+
+/// The world, with the scheduler in it.
+pub(super) struct World {
+    pub(super) scheduler: Scheduler,
+    specs: Vec<ModelSpec>,
+    engines: Vec<Engine>,
+    first_capacity: Footprint,
+    capacity: Footprint,
+    pub(super) now: Moment,
+    pub(super) waiting: BTreeMap<RequestId, (ModelId, Moment)>,
+    /// With the count of the model's processes at that time: a lease on an earlier one holds nothing.
+    pub(super) leased: BTreeMap<RequestId, (ModelId, u32)>,
+    /// Open asks, and whether they want the model out.
+    asks: BTreeMap<u64, (ModelId, bool)>,
+    draining: bool,
+    next: u64,
+    /// Longest wait of a request that was served.
+    pub(super) longest: Duration,
+    /// Everything that was told and asked, to be replayed.
+    pub(super) journal: Vec<(Moment, Option<Event>, Vec<Effect>)>,
+}
+
+impl World {
+    pub(super) fn new(specs: Vec<ModelSpec>, capacity: Footprint) -> Self {
+        let engines = vec![Engine::default(); specs.len()];
+        let scheduler = Scheduler::new(specs.clone(), capacity.clone(), kit::bounds());
+        let mut world = World {
+            scheduler,
+            specs,
+            engines,
+            first_capacity: capacity.clone(),
+            capacity,
+            now: Moment::ZERO,
+            waiting: BTreeMap::new(),
+            leased: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            draining: false,
+            next: 0,
+            longest: Duration::ZERO,
+            journal: Vec::new(),
+        };
+        let mut effects = Vec::new();
+        world.scheduler.boot(world.now, &mut effects);
+        world.judge(None, effects);
+        world
+    }
+
+    pub(super) fn act(&mut self, action: &Action) {
+        let models = self.specs.len();
+        let id = |at: usize| ModelId((at % models) as u32);
+        match *action {
+            Action::Arrive(at) => {
+                let request = RequestId(self.ticket());
+                self.waiting.insert(request, (id(at), self.now));
+                self.tell(Event::Arrived { request, model: id(at) });
+            }
+            Action::Cancel(at) => {
+                if let Some(request) = nth(self.waiting.keys(), at) {
+                    self.waiting.remove(&request);
+                    self.tell(Event::Cancelled { request });
+                }
+            }
+            Action::Release(at) => {
+                if let Some(request) = nth(self.leased.keys(), at) {
+                    self.leased.remove(&request);
+                    self.tell(Event::Released { request });
+                }
+            }
+            Action::Answer(at, outcome) => {
+                let moving: Vec<ModelId> = self.moving();
+                if let Some(model) = nth(moving.iter(), at) {
+                    self.answer(model, outcome);
+                }
+            }
+            Action::Die(at) => self.die(id(at)),
+            Action::AskIn(at) => {
+                let ask = self.ticket();
+                self.asks.insert(ask, (id(at), false));
+                self.tell(Event::AskIn { ask, model: id(at) });
+            }
+            Action::AskOut(at) => {
+                let ask = self.ticket();
+                self.asks.insert(ask, (id(at), true));
+                self.tell(Event::AskOut { ask, model: id(at) });
+            }
+            Action::Pin(at, pinned) => {
+                self.specs[id(at).index()].pin = pinned;
+                self.tell(Event::Pin { model: id(at), pinned });
+            }
+            Action::Capacity(percent) => {
+                self.capacity = scaled(&self.first_capacity, percent);
+                self.tell(Event::Capacity { capacity: self.capacity.clone() });
+            }
+            Action::JobEnds(seconds) => self.tell(Event::JobEnds { remaining: Duration::from_secs(seconds) }),
+            Action::Drain => {
+                self.draining = true;
+                self.tell(Event::Drain);
+            }
+            Action::Pass(ms) => self.pass(Duration::from_millis(ms)),
+        }
+    }
+
+    pub(super) fn moving(&self) -> Vec<ModelId> {
+        let moving = self.engines.iter().enumerate().filter(|(_, engine)| engine.moving.is_some());
+        moving.map(|(at, _)| ModelId(at as u32)).collect()
+    }
+
+    pub(super) fn pass(&mut self, span: Duration) {
+        let until = self.now + span;
+        while let Some(wake) = self.scheduler.next_wake().filter(|wake| *wake <= until) {
+            assert!(wake > self.now, "asked to be woken at {wake:?}, and it is {:?}", self.now);
+            self.now = wake;
+            self.tell(Event::Wake);
+        }
+        self.now = until;
+    }
+
+    /// Everything goes well from now on until nothing is left to do.
+    pub(super) fn calm_down(&mut self) {
+        for _ in 0..2_000 {
+            if let Some(model) = self.moving().first() {
+                self.now = self.now + Duration::from_millis(100);
+                self.answer(*model, Outcome::Done);
+            } else if !self.leased.is_empty() {
+                self.act(&Action::Release(0));
+            } else if let Some(wake) = self.scheduler.next_wake() {
+                self.pass(wake.since(self.now));
+            } else {
+                return;
+            }
+        }
+        let last = &self.journal[self.journal.len() - 12..];
+        panic!("it never calms down: {last:#?}");
+    }
+
+    /// Requests on the engine that runs now.
+    fn leases(&self, model: ModelId) -> usize {
+        let life = self.engines[model.index()].life;
+        self.leased.values().filter(|lease| **lease == (model, life)).count()
+    }
+
+    fn asked_out(&self, model: ModelId) -> bool {
+        self.asks.values().any(|ask| *ask == (model, true))
+    }
+
+    /// Nobody waits, nobody was forgotten.
+    pub(super) fn assert_quiet(&self) {
+        assert!(self.waiting.is_empty(), "still waiting: {:?}", self.waiting);
+        assert!(self.asks.is_empty(), "never answered: {:?}", self.asks);
+        assert!(self.moving().is_empty());
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub(super) fn answer(&mut self, model: ModelId, outcome: Outcome) {
+        let spec = &self.specs[model.index()];
+        let engine = &mut self.engines[model.index()];
+        let Some(moving) = engine.moving.take() else { return };
+        let percent = if let Outcome::Measured(percent) = outcome { percent } else { 100 };
+        let mechanism = if spec.keeps_streams { MechanismKind::Park } else { MechanismKind::Sleep };
+        let measure = SwapMeasure {
+            mechanism: Some(mechanism),
+            resident: scaled(&spec.resident, percent),
+            out: spec.out.clone(),
+            took: Duration::from_millis(100),
+            ..SwapMeasure::default()
+        };
+        let fault = |retry| EngineFault { detail: "as the test wants it".to_owned(), retry };
+        let event = match (moving, outcome) {
+            (Move::Stop, _) => {
+                engine.end();
+                Event::Stopped { model }
+            }
+            (Move::Start, Outcome::Done | Outcome::Measured(_)) => {
+                (engine.up, engine.resident_since) = (true, self.now);
+                engine.holds = measure.resident.clone();
+                Event::Started { model, measure }
+            }
+            (Move::Start, Outcome::Refused { retry } | Outcome::Lost { retry }) => {
+                engine.end();
+                Event::StartFailed { model, fault: fault(retry) }
+            }
+            (Move::In, Outcome::Done | Outcome::Measured(_)) => {
+                (engine.up, engine.resident_since) = (true, self.now);
+                engine.holds = measure.resident.clone();
+                Event::SwappedIn { model, measure }
+            }
+            (Move::Out, Outcome::Done | Outcome::Measured(_)) => {
+                engine.holds = measure.out.clone();
+                Event::SwappedOut { model, measure }
+            }
+            (Move::In, Outcome::Refused { retry }) => {
+                engine.holds = spec.out.clone();
+                Event::SwapInFailed { model, fault: fault(retry), lost: false }
+            }
+            (Move::Out, Outcome::Refused { retry }) => {
+                engine.up = true;
+                engine.holds = self.scheduler.view(model).resident;
+                Event::SwapOutFailed { model, fault: fault(retry), lost: false }
+            }
+            (Move::In | Move::Out, Outcome::Lost { retry }) => {
+                engine.end();
+                let lost = true;
+                if moving == Move::In {
+                    Event::SwapInFailed { model, fault: fault(retry), lost }
+                } else {
+                    Event::SwapOutFailed { model, fault: fault(retry), lost }
+                }
+            }
+        };
+        self.tell(event);
+    }
+
+    fn die(&mut self, model: ModelId) {
+        if self.scheduler.state(model).has_process() {
+            self.engines[model.index()].end();
+            let fault = EngineFault { detail: "it died".to_owned(), retry: true };
+            self.tell(Event::EngineDied { model, fault });
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.scheduler.step(self.now, event.clone(), &mut effects);
+        self.judge(Some(event), effects);
+    }
+
+    /// Carries the effects out, each one against the world's own account.
+    fn judge(&mut self, event: Option<Event>, effects: Vec<Effect>) {
+        self.scheduler.check_invariants().unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        for effect in &effects {
+            self.carry_out(effect);
+        }
+        self.journal.push((self.now, event, effects));
+        self.watch_closing();
+        let bound = kit::bounds().max_wait;
+        if let Some((request, _)) = self.waiting.iter().find(|(_, (_, arrived))| *arrived + bound < self.now)
+        {
+            panic!("{request:?} waits longer than the bound");
+        }
+    }
+
+    fn carry_out(&mut self, effect: &Effect) {
+        match *effect {
+            Effect::Start { model } => {
+                let next = self.specs[model.index()].starting.max(&self.scheduler.view(model).resident);
+                self.begin(model, Move::Start, next);
+            }
+            Effect::SwapIn { model } => {
+                let view = self.scheduler.view(model);
+                self.begin(model, Move::In, view.resident.max(&view.out));
+            }
+            Effect::Stop { model } => {
+                let holds = self.engines[model.index()].holds.clone();
+                self.begin(model, Move::Stop, holds);
+                self.engines[model.index()].up = false;
+            }
+            Effect::SwapOut { model, in_flight } => self.swap_out(model, in_flight),
+            Effect::Dispatch { request, model, waited, .. } => {
+                let (wanted, arrived) = self.waiting.remove(&request).expect("only who waits is dispatched");
+                assert_eq!((wanted, self.now.since(arrived)), (model, waited));
+                let earlier = self.waiting.range(..request).find(|(_, (other, _))| *other == model);
+                assert_eq!(earlier, None, "{request:?} overtook");
+                assert!(self.engines[model.index()].up, "dispatched to an engine that is not there");
+                self.longest = self.longest.max(waited);
+                self.leased.insert(request, (model, self.engines[model.index()].life));
+            }
+            Effect::Reject { request, .. } => {
+                self.waiting.remove(&request).expect("only who waits is rejected");
+            }
+            Effect::Answer { ask, .. } => {
+                self.asks.remove(&ask).expect("an ask is answered once");
+            }
+        }
+    }
+
+    fn swap_out(&mut self, model: ModelId, in_flight: u32) {
+        let spec = &self.specs[model.index()];
+        let engine = &self.engines[model.index()];
+        assert!(engine.up, "swapped out twice");
+        assert!(!spec.pin || self.asked_out(model), "a pinned engine was chosen");
+        let leases = self.leases(model);
+        assert_eq!(leases, in_flight as usize);
+        if in_flight > 0 {
+            assert!(spec.keeps_streams, "its streams would be lost");
+            let closed = engine.closed.expect("it was closed first");
+            assert!(self.now.since(closed) >= kit::bounds().drain_limit, "not drained for long enough");
+        }
+        let next = self.scheduler.view(model).out.max(&engine.holds);
+        self.begin(model, Move::Out, next);
+        self.engines[model.index()].up = false;
+    }
+
+    /// A move begins. What it takes more is there.
+    fn begin(&mut self, model: ModelId, moving: Move, next: Footprint) {
+        assert!(!self.draining || moving == Move::Stop, "a swap began though the run is ending");
+        let engine = &mut self.engines[model.index()];
+        assert_eq!(engine.moving, None, "two moves at once");
+        let grows = next.minus(&engine.holds);
+        engine.moving = Some(moving);
+        engine.holds = next;
+        let sum = self.engines.iter().fold(Footprint::default(), |sum, engine| sum.plus(&engine.holds));
+        let over = sum.minus(&self.capacity).masked_by(&grows);
+        assert!(over.is_zero(), "{moving:?} of {model:?} goes over by {over}");
+    }
+
+    /// Whether somebody waits for another model.
+    fn wanted_beside(&self, model: ModelId) -> bool {
+        let waiting = self.waiting.values().map(|(other, _)| *other);
+        let asked = self.asks.values().map(|(other, _)| *other);
+        let paused = self.leased.values().map(|(other, _)| *other);
+        waiting.chain(asked).chain(paused).any(|other| other != model)
+    }
+
+    /// A busy engine is closed only by its rule.
+    fn watch_closing(&mut self) {
+        for at in 0..self.engines.len() {
+            let model = ModelId(at as u32);
+            let view = self.scheduler.view(model);
+            let asked = self.asked_out(model);
+            let engine = &self.engines[at];
+            if view.closing && engine.closed.is_none() && !asked {
+                let resident = self.now.since(engine.resident_since);
+                assert!(resident >= kit::bounds().min_resident, "closed after only {resident:?}");
+                assert!(self.wanted_beside(model), "closed for nobody");
+            }
+            let engine = &mut self.engines[at];
+            if view.closing && engine.closed.is_none() {
+                engine.closed = Some(self.now);
+            } else if !view.closing {
+                engine.closed = None;
+            }
+        }
+    }
+}
+
+fn nth<'a, T: Copy + 'a>(mut items: impl ExactSizeIterator<Item = &'a T>, at: usize) -> Option<T> {
+    let len = items.len();
+    if len == 0 { None } else { items.nth(at % len).copied() }
+}
+
+fn scaled(footprint: &Footprint, percent: u64) -> Footprint {
+    let part = |bytes: Bytes| Bytes(bytes.0 / 100 * percent);
+    Footprint {
+        gpu: footprint.gpu.iter().map(|bytes| part(*bytes)).collect(),
+        host: part(footprint.host),
+        slots: footprint.slots,
+    }
+}
