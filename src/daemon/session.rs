@@ -63,9 +63,9 @@ impl Ground {
     /// # Errors
     /// [`SessionError`].
     pub async fn find() -> Result<Self, SessionError> {
-        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| SessionError::Threads(errno.into()))?;
+        process::adopt_orphans().map_err(SessionError::Threads)?;
         let job = Job::discover().await.map_err(SessionError::Job)?;
-        let spawner = Spawner::start().map_err(SessionError::Spawner)?;
+        let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
         let gpus = JobGpus::find(&job, &spawner).await?;
         Ok(Ground { job, spawner, gpus })
     }

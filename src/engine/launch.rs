@@ -203,7 +203,8 @@ impl Engine {
             .args(args)
             .envs(self.env.variables(&command.env))
             .log(self.log.path())
-            .binding(self.env.binding.clone());
+            .binding(self.env.binding.clone())
+            .guarded();
         let child = self.env.spawner.spawn(launch).await?;
         let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
         self.running = Some(Running {

@@ -8,10 +8,12 @@
 //! | `site` | `scontrol` and `squeue`: end time, KillWait, process tracker |
 //! | `rundir` | the run directory (0700): sockets, logs, key |
 //! | `signals` | what Slurm and operators send |
+//! | `doctor` | what of the site weakens a guarantee, and the remedy |
 //! | `endpoint` | the endpoint file (0600): how other shells find the run |
 //!
 //! Everything is read from an [`Env`] and a `/proc` root that are arguments, so that each site can be replayed.
 
+mod doctor;
 pub mod endpoint;
 pub mod gpus;
 pub mod memory;
@@ -20,6 +22,7 @@ pub mod signals;
 pub mod site;
 pub mod slurm;
 
+pub use doctor::doctor;
 pub use endpoint::{Endpoint, FindError, Published};
 pub use gpus::Gpus;
 pub use rundir::{RunDir, RunDirError};

@@ -90,7 +90,7 @@ async fn reap(handle: Arc<Handle>, ended: watch::Sender<Option<ExitStatus>>) {
     let pid = handle.id().pid;
     // Returns at once after the exit; blocks only when the descriptor could not be watched.
     let status = tokio::task::spawn_blocking(move || wait(pid)).await;
-    ended.send_replace(Some(status.unwrap_or_else(|_| ExitStatus::from_raw(0))));
+    ended.send_replace(Some(status.unwrap_or_else(|_| lost())));
 }
 
 /// Waits for one child by its pid and reaps it. The number cannot be another's: a child keeps it until
@@ -103,10 +103,15 @@ pub(super) fn wait(pid: i32) -> ExitStatus {
             Ok(None) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%pid, %error, "a child was reaped by somebody else; its exit status is lost");
-                return ExitStatus::from_raw(0);
+                return lost();
             }
         }
     }
+}
+
+/// The status of a child of which nothing is known: no success, at least.
+fn lost() -> ExitStatus {
+    ExitStatus::from_raw(0xff << 8)
 }
 
 /// The status in wait(2)'s own encoding, which `std` understands.

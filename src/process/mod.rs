@@ -18,8 +18,10 @@
 //! Nothing in this room knows what an engine is.
 
 mod child;
+mod doctor;
 mod handle;
 mod launch;
+mod orphans;
 mod spawner;
 mod stat;
 mod stop;
@@ -27,8 +29,10 @@ mod tree;
 pub mod warden;
 
 pub use child::Child;
+pub use doctor::doctor;
 pub use handle::Handle;
 pub use launch::{Group, Launch, Output, Stdin};
+pub use orphans::adopt_orphans;
 pub use spawner::{SpawnError, Spawner};
 pub use stat::{ProcFs, ProcId, Stat, State};
 pub use stop::{Ended, How, StopReport, stop};

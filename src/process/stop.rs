@@ -110,6 +110,10 @@ pub async fn stop(tree: &mut Tree, grace: Duration) -> io::Result<StopReport> {
         bury(&mut targets, tree, &mut report);
     }
     report.ended.extend(targets.into_values().map(Target::ended));
+    if let Some(warden) = tree.warden().map(Handle::open).transpose()?.flatten() {
+        // It ends by itself now that nobody is left below it.
+        timeout_at(Instant::now() + KILL_WAIT, warden.exited()).await.unwrap_or(Ok(()))?;
+    }
     Ok(report)
 }
 

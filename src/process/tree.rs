@@ -77,6 +77,11 @@ impl Tree {
         self.root
     }
 
+    /// The process above the tree, if it is one that ends with it: a warden.
+    pub(super) fn warden(&self) -> Option<ProcId> {
+        (!self.root_is_member && self.root.pid != std::process::id().cast_signed()).then_some(self.root)
+    }
+
     pub(super) fn proc(&self) -> &ProcFs {
         &self.proc
     }

@@ -14,12 +14,14 @@
 
 mod bind;
 mod discover;
+mod doctor;
 mod mask;
 mod place;
 mod view;
 
 pub use bind::{BindError, Binding};
 pub use discover::{Source, TopologyError, discover};
+pub use doctor::doctor;
 pub use mask::{Mask, MaskError};
 pub use place::{Allowed, MemoryPolicy, Placement, Request, place};
 pub use view::{Core, Gpu, Node, PciId, View};
