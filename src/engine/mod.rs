@@ -42,6 +42,7 @@ use crate::{
 };
 use ::http::Method;
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -123,12 +124,6 @@ impl Engine {
     /// The same as pids with their start times. An unreadable `/proc` counts as an empty tree.
     pub fn tree(&self) -> Vec<ProcId> {
         self.members().unwrap_or_default().into_iter().map(|stat| stat.id).collect()
-    }
-
-    /// Runs `work` on the tree of its processes.
-    pub fn with_tree<T>(&self, work: impl FnOnce(&mut Tree) -> T) -> Option<T> {
-        let running = self.running()?;
-        Some(work(&mut running.tree.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Comes back when its root process has exited; at once when it does not run. The future holds no borrow, so it can
@@ -221,8 +216,28 @@ impl Engine {
     }
 }
 
-/// A model's name as a file name: what is not a letter, a digit, `.`, `_` or `-` becomes `_`.
+/// A model's name as a file name: what is not a letter, a digit, `.`, `_` or `-` becomes `_`, and so does a dot that would
+/// hide it. A name that had to be changed gets a number of its own, so that `a/b` and `a_b` stay apart.
 fn file_name(model: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    model.chars().map(plain).collect()
+    let plain = |at: usize, c: char| c.is_ascii_alphanumeric() || "_-".contains(c) || (c == '.' && at > 0);
+    if model.char_indices().all(|(at, c)| plain(at, c)) {
+        return model.to_owned();
+    }
+    let name: String = model.char_indices().map(|(at, c)| if plain(at, c) { c } else { '_' }).collect();
+    let mut number = DefaultHasher::new();
+    model.hash(&mut number);
+    format!("{name}-{:08x}", number.finish() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_model_has_a_file_name_of_its_own_below_the_directory() {
+        assert_eq!(file_name("qwen2.5-coder_32b"), "qwen2.5-coder_32b");
+        assert!(file_name("org/model").starts_with("org_model-"));
+        assert_ne!(file_name("a/b"), file_name("a:b"));
+        assert!(file_name("..").starts_with("_.-"));
+    }
 }

@@ -163,3 +163,18 @@ pub fn llama(engines: &Path, name: &str, model: &str, unix_socket: bool) -> Mode
         ..plan(name, &command, &[MechanismKind::Freeze, MechanismKind::Restart])
     }
 }
+
+/// A real embedder with weights of its own.
+pub fn embedder(engines: &Path) -> ModelPlan {
+    let server = engines.join("bin/embed-server");
+    let server = server.to_str().expect("a plain path");
+    ModelPlan {
+        probe: Probe::Embedding,
+        health_path: "/v1/models".into(),
+        ..plan(
+            "multilingual-e5-small",
+            &[server, "--host", "127.0.0.1", "--port", "{{ port }}", "--threads", "1"],
+            &[MechanismKind::Freeze, MechanismKind::Restart],
+        )
+    }
+}
