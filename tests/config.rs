@@ -128,3 +128,21 @@ fn files_that_cannot_be_read() {
     let found = config::load(&secret, &Context::default()).unwrap_err();
     assert!(matches!(found.list()[0].code, Code::Unreadable | Code::NoModels));
 }
+
+#[test]
+fn a_note_of_git_lfs_is_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = dir.path().join("model.gguf");
+    fs::write(&weights, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n").unwrap();
+    let text = format!(
+        "[models.a]\nengine = \"llama-cpp\"\ncommand = [\"sh\"]\nmodel = \"{}\"\n",
+        weights.display()
+    );
+    let found = mistakes(&text);
+    assert_eq!(
+        (found.list()[0].code, found.list()[0].help.as_str()),
+        (Code::MissingPath, "fetch them: git lfs pull")
+    );
+    fs::write(&weights, "GGUF").unwrap();
+    parse(&text, &Context::default()).unwrap();
+}

@@ -88,8 +88,7 @@ Examples:
   srun swapserve run -- python evaluate.py
   swapserve run --config eval.toml --journal run.jsonl -- bash -c 'curl -s $OPENAI_BASE_URL/models'
 
-The command gets OPENAI_BASE_URL and OPENAI_API_KEY. It starts when the endpoint is open and every engine that
-starts with the run has answered a request. Its status is swapserve's status.")]
+The command gets OPENAI_BASE_URL and OPENAI_API_KEY. Its status is swapserve's status.")]
     Run(RunArgs),
     /// Serve the models until the job ends, a signal comes, or `swapserve stop`
     #[command(after_help = "\
@@ -126,7 +125,7 @@ Examples:
     Env(EndpointArgs),
     /// Show what this node and job can do, each line with its remedy
     Doctor,
-    /// Check the config and every path in it; nothing is started
+    /// Check the config and every path in it, in a job also against what the job has; no engine is started
     #[command(after_help = "\
 Examples:
   swapserve validate

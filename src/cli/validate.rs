@@ -4,14 +4,26 @@ use super::{
     Exit, Globals, Outcome,
     args::ConfigArgs,
     output::{Report, Style},
+    service,
 };
-use crate::config::{self, ModelPlan, Plan};
+use crate::{
+    config::{self, Context, Limits, ModelPlan, Plan},
+    daemon::Ground,
+};
 use std::io::{self, Write};
 
 pub(super) fn execute(args: &ConfigArgs, globals: &Globals) -> Outcome {
-    let plan = config::load(&args.config, &config::Context::default())?;
+    let plan = config::load(&args.config, &Context { limits: limits(), ..Context::default() })?;
     globals.output().show(&Valid(&plan))?;
     Ok(Exit::Success.into())
+}
+
+/// What the job has. Outside a job (on a login node) nothing is known of the one that will run, and what cannot be found
+/// out is not checked.
+fn limits() -> Option<Limits> {
+    std::env::var_os("SLURM_JOB_ID")?;
+    let ground = service::on_data_path(async { Ok(Ground::find().await?) }).ok()?;
+    Some(ground.gpus.limits(&ground.job))
 }
 
 /// A config without mistakes.

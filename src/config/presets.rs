@@ -19,6 +19,8 @@ pub struct Facts {
     pub program: &'static [&'static str],
     /// Options that follow the program, each under its condition.
     pub options: &'static [(When, &'static [&'static str])],
+    /// Options that only swapserve may give: where the engine listens, under which name, with which key.
+    pub reserved: &'static [&'static str],
     /// Environment, each under its condition. Secrets go here: other users of a node can read command lines.
     pub env: &'static [(When, &'static str, &'static str)],
     /// Files made (0600) in the engine's run directory before it starts, each under its condition.
@@ -109,6 +111,7 @@ pub static TABLE: [Facts; 7] = [
             (When::ManyGpus, &["--tensor-parallel-size", "{{ gpus }}"]),
             (When::Sleeps, &["--enable-sleep-mode"]),
         ],
+        reserved: &["--host", "--port", "--uds", "--api-key", "--served-model-name"],
         env: &[
             (When::Always, "VLLM_API_KEY", "{{ api_key }}"),
             (When::Always, "VLLM_NO_USAGE_STATS", "1"),
@@ -141,6 +144,7 @@ pub static TABLE: [Facts; 7] = [
             // Without it released weights come back as whatever the memory then holds.
             (When::SleepsKeepingWeights, &["--enable-weights-cpu-backup"]),
         ],
+        reserved: &["--host", "--port", "--config", "--api-key", "--served-model-name"],
         env: &[],
         files: &[(When::Always, "sglang.yaml", "api-key: \"{{ api_key }}\"")],
         unix_socket: false,
@@ -164,6 +168,7 @@ pub static TABLE: [Facts; 7] = [
             (When::Gpu, &["--n-gpu-layers", "999"]),
             (When::Cpu, &["--n-gpu-layers", "0", "--threads", "{{ threads }}"]),
         ],
+        reserved: &["--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m"],
         env: &[(When::Always, "LLAMA_API_KEY", "{{ api_key }}")],
         files: &[],
         unix_socket: true,
@@ -180,6 +185,7 @@ pub static TABLE: [Facts; 7] = [
         program: &["ollama", "serve"],
         // It has neither a Unix socket nor a key. The model is loaded by the first request: the readiness probe.
         options: &[],
+        reserved: &[],
         env: &[
             (When::Always, "OLLAMA_HOST", "127.0.0.1:{{ port }}"),
             (When::Always, "OLLAMA_KEEP_ALIVE", "-1"),
@@ -208,6 +214,7 @@ pub static TABLE: [Facts; 7] = [
             (When::Sleeps, &["--enable_sleep_mode"]),
         ],
         // The secret that /release_memory and /resume_memory are signed with.
+        reserved: &["--host", "--port", "--served_model_name"],
         env: &[(When::Sleeps, "TRTLLM_RUNTIME_CONTROL_API_KEY", "{{ api_key }}")],
         files: &[],
         unix_socket: false,
@@ -229,6 +236,7 @@ pub static TABLE: [Facts; 7] = [
             (When::Always, &["--model-timeout", "-1"]),
             (When::Cpu, &["--device", "cpu"]),
         ],
+        reserved: &["--host", "--port"],
         env: &[],
         files: &[],
         unix_socket: false,
@@ -244,6 +252,7 @@ pub static TABLE: [Facts; 7] = [
         name: "custom",
         program: &[],
         options: &[],
+        reserved: &[],
         env: &[],
         files: &[],
         unix_socket: false,

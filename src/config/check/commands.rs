@@ -4,12 +4,12 @@ use crate::config::{
     mistake::{Code, Mistake},
     paths,
     plan::Preset,
-    presets::Weights,
+    presets::{Weights, When},
     reader::At,
     resolve::Draft,
     suggest, template,
 };
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, io::Read, path::Path};
 
 pub(super) fn check(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     let before = mistakes.len();
@@ -18,7 +18,28 @@ pub(super) fn check(draft: &Draft, mistakes: &mut Vec<Mistake>) {
         address(draft, mistakes);
         programs(draft, mistakes);
     }
+    reserved(draft, mistakes);
     files(draft, mistakes);
+}
+
+/// Options that the preset gives: a second one would make the engine listen elsewhere, or take more than it was given.
+fn reserved(draft: &Draft, mistakes: &mut Vec<Mistake>) {
+    let facts = draft.plan.engine.facts();
+    let memory =
+        facts.options.iter().filter(|(when, _)| *when == When::GpuMemory && draft.plan.gpu_memory.is_some());
+    let memory: Vec<_> = memory.filter_map(|(_, words)| words.first().copied()).collect();
+    for word in draft.raw.args.iter().flat_map(|at| &at.value.0) {
+        let option = word.value.split_once('=').map_or(word.value.as_str(), |(option, _)| option);
+        let help = if facts.reserved.contains(&option) {
+            "leave it out: swapserve says where the engine listens, under which name, and with which key"
+        } else if memory.contains(&option) {
+            "leave it out, or leave out `gpu_memory`, which sets it"
+        } else {
+            continue;
+        };
+        let message = format!("`args` sets {option}, which engine {:?} is given already", facts.name);
+        mistakes.push(Mistake::at(word.span.clone(), Code::Conflict, message, help));
+    }
 }
 
 /// Each word that the user wrote, so that a mistake has its place; the presets' own are tested.
@@ -84,7 +105,13 @@ fn programs(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     let plan = &draft.plan;
     let Ok(rendered) = plan.render(&template::samples(plan)) else { return };
     let search = rendered.env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
-    if let Some(program) = rendered.argv.first().filter(|p| paths::program(p, search.as_deref()).is_none()) {
+    // A program in a directory that only a launch makes cannot be looked for now.
+    let known = |text: &str| template::names(text).is_ok_and(|names| names.is_empty());
+    let first = rendered
+        .argv
+        .first()
+        .filter(|_| plan.apptainer.is_some() || plan.command.first().is_some_and(|w| known(w)));
+    if let Some(program) = first.filter(|p| paths::program(p, search.as_deref()).is_none()) {
         let place = match (&plan.apptainer, &draft.raw.command) {
             (Some(_), _) => draft.place(&draft.raw.apptainer),
             (None, Some(command)) => {
@@ -125,11 +152,12 @@ fn no_program(place: std::ops::Range<usize>, program: &str) -> Mistake {
 
 fn files(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     let plan = &draft.plan;
-    if let Some(model) = draft.raw.model.as_ref().filter(|_| plan.engine.facts().weights != Weights::Name) {
-        let path = Path::new(&plan.model);
-        if path.is_absolute() {
-            exists(path, "are no weights", model, mistakes);
-        }
+    let weights = plan.engine.facts().weights;
+    let path = Path::new(&plan.model);
+    if let Some(given) = draft.raw.model.as_ref().filter(|_| weights != Weights::Name && path.is_absolute())
+        && exists(path, "are no weights", given, mistakes)
+    {
+        readable(path, weights, given, mistakes);
     }
     if let (Some(image), Some(given)) = (&plan.apptainer, &draft.raw.apptainer)
         && !image.to_string_lossy().contains("://")
@@ -138,8 +166,33 @@ fn files(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn exists(path: &Path, what: &str, given: &At<String>, mistakes: &mut Vec<Mistake>) {
-    let Err(error) = std::fs::metadata(path) else { return };
+/// Weights that are there, but are not weights.
+fn readable(path: &Path, weights: Weights, given: &At<String>, mistakes: &mut Vec<Mistake>) {
+    let mut note = |message: String, help: &str| {
+        mistakes.push(Mistake::at(given.span.clone(), Code::MissingPath, message, help));
+    };
+    if path.is_dir() {
+        if weights == Weights::Path {
+            note(format!("{} is a directory", path.display()), "name the .gguf file in it");
+        }
+        return;
+    }
+    let mut start = [0; 24];
+    match std::fs::File::open(path).and_then(|mut file| file.read(&mut start)) {
+        Err(error) => note(
+            format!("cannot read {}: {error}", path.display()),
+            "look at its permissions, or ask its owner",
+        ),
+        Ok(_) if start.starts_with(b"version https://git-lfs") => note(
+            format!("{} is Git LFS's note of where the weights are, not the weights", path.display()),
+            "fetch them: git lfs pull",
+        ),
+        Ok(_) => {}
+    }
+}
+
+fn exists(path: &Path, what: &str, given: &At<String>, mistakes: &mut Vec<Mistake>) -> bool {
+    let Err(error) = std::fs::metadata(path) else { return true };
     let (message, help) = match error.kind() {
         std::io::ErrorKind::NotFound => {
             (format!("there {what} at {}", path.display()), suggest::near_path(path))
@@ -150,4 +203,5 @@ fn exists(path: &Path, what: &str, given: &At<String>, mistakes: &mut Vec<Mistak
         ),
     };
     mistakes.push(Mistake::at(given.span.clone(), Code::MissingPath, message, help));
+    false
 }
