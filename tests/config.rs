@@ -146,3 +146,54 @@ fn a_note_of_git_lfs_is_no_model() {
     fs::write(&weights, "GGUF").unwrap();
     parse(&text, &Context::default()).unwrap();
 }
+
+/// A config with every section, for cutting and mixing.
+const WHOLE: &str = r#"
+[defaults]
+engine = "vllm"
+env = { A = "é", B = "{{ port }}" }
+
+[models.chat]
+command = "sh -c '{{ model }}'"
+model = "/bin/sh"
+gpu_memory = "24GiB"
+swap = ["park", "sleep", "restart"]
+aliases = ["gpt-4", "ä"]
+hooks = { out = ["sh"], in = ["sh"] }
+
+[models."a/b"]
+engine = "custom"
+command = ["sh", "{{ socket }}"]
+start_timeout = "1h 30m"
+
+[router]
+host = "::1"
+port = 0
+
+[memory]
+gpu_budget = "1GB"
+"#;
+
+proptest::proptest! {
+    /// Whatever is written, each mistake has a place in the text and can be shown.
+    #[test]
+    fn no_text_is_too_odd(
+        cuts in proptest::collection::vec((0..WHOLE.len(), 0..12_usize, "[a-z\\[\\]{}=\"'.,#$~ é\\n0-9]{0,4}"), 1..4)
+    ) {
+        let mut text = WHOLE.to_owned();
+        for (at, length, put) in cuts {
+            let end = text.len().min(at + length);
+            if text.is_char_boundary(at.min(end)) && text.is_char_boundary(end) {
+                text.replace_range(at.min(end)..end, &put);
+            }
+        }
+        if let Err(mistakes) = parse(&text, &Context::default()) {
+            proptest::prop_assert!(!mistakes.list().is_empty());
+            for (span, _) in mistakes.list().iter().flat_map(|m| &m.places) {
+                proptest::prop_assert!(text.get(span.clone()).is_some(), "{span:?} of {text:?}");
+            }
+            proptest::prop_assert!(mistakes.render(true).contains("nothing was started"));
+            serde_json::to_string(&mistakes).unwrap();
+        }
+    }
+}
