@@ -73,7 +73,7 @@ fn parts(body: &[u8], boundary: &str) -> Result<Vec<Part>, ApiError> {
 fn is_model(head: &[u8]) -> bool {
     let Ok(head) = str::from_utf8(head) else { return false };
     head.split("\r\n").filter_map(|line| line.split_once(':')).any(|(name, value)| {
-        name.trim().eq_ignore_ascii_case("content-disposition")
+        name.eq_ignore_ascii_case("content-disposition")
             && value.split_once(';').is_some_and(|(_, p)| parameter(p, "name") == Some("model"))
     })
 }

@@ -6,7 +6,7 @@
 use super::errors::ApiError;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range, str};
 
 /// The model that a body names, and where.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,11 +22,15 @@ pub struct Named<'b> {
 /// # Errors
 /// 400 where the body is no JSON object, has no `model`, more than one, or one that is not a string.
 pub fn json(body: &[u8]) -> Result<Named<'_>, ApiError> {
-    let mut parser = serde_json::Deserializer::from_slice(body);
+    let malformed =
+        |e: &dyn fmt::Display| ApiError::bad_request(format!("the request's body is not a JSON object: {e}"));
+    // Checked here at once: the parser does not look into the strings that it skips.
+    let text = str::from_utf8(body).map_err(|e| malformed(&e))?;
+    let mut parser = serde_json::Deserializer::from_str(text);
     let found = parser
         .deserialize_map(TopLevel)
         .and_then(|found| parser.end().map(|()| found))
-        .map_err(|e| ApiError::bad_request(format!("the request's body is not a JSON object: {e}")))?;
+        .map_err(|e| malformed(&e))?;
     let raw = match found {
         Found::Once(raw) => raw.get(),
         Found::Never => return Err(ApiError::bad_model("you must provide a model parameter")),
