@@ -145,6 +145,9 @@ impl Session {
     pub async fn start(plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
         let Ground { job, spawner, gpus: found } = ground;
         let (plan, job) = (Arc::new(plan), Arc::new(job));
+        for path in job::leftovers::sweep(job.id().as_deref()) {
+            tracing::info!(path = %path.display(), "removed what a killed run of this job left");
+        }
         let run_dir =
             RunDir::create(job.id().as_deref(), options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
         let key = if plan.router.require_key {

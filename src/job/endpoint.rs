@@ -168,7 +168,7 @@ pub fn find(named: Option<&Path>, job: Option<&str>) -> Result<Endpoint, FindErr
     }
 }
 
-fn read(path: &Path) -> Result<Endpoint, FindError> {
+pub(super) fn read(path: &Path) -> Result<Endpoint, FindError> {
     let unreadable = |source| FindError::Unreadable { path: path.to_owned(), source };
     if fs::metadata(path).map_err(unreadable)?.uid() != rustix::process::geteuid().as_raw() {
         return Err(FindError::Foreign { path: path.to_owned() });
@@ -177,18 +177,7 @@ fn read(path: &Path) -> Result<Endpoint, FindError> {
     serde_json::from_str(&text).map_err(|source| FindError::Malformed { path: path.to_owned(), source })
 }
 
-/// Removes the files of runs on this node that are gone: their daemon was killed before it could.
-pub fn sweep() {
-    let here = this_node();
-    for path in fs::read_dir(home_dir()).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if read(&path).is_ok_and(|found| found.node == here && !found.is_alive()) {
-            // A file that another run removes in this moment is no loss.
-            let _ = fs::remove_file(&path);
-        }
-    }
-}
-
-fn home_dir() -> PathBuf {
+pub(super) fn home_dir() -> PathBuf {
     std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".swapserve/jobs")
 }
 

@@ -9,6 +9,7 @@
 //! | `rundir` | the run directory (0700): sockets, logs, key |
 //! | `signals` | what Slurm and operators send |
 //! | `doctor` | what of the site weakens a guarantee, and the remedy |
+//! | `leftovers` | what a killed run of this same job could not remove |
 //! | `endpoint` | the endpoint file (0600): how other shells find the run |
 //!
 //! Everything is read from an [`Env`] and a `/proc` root that are arguments, so that each site can be replayed.
@@ -16,6 +17,7 @@
 mod doctor;
 pub mod endpoint;
 pub mod gpus;
+pub mod leftovers;
 pub mod memory;
 pub mod rundir;
 pub mod signals;

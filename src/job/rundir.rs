@@ -3,6 +3,7 @@
 //! It lies on the node's own disk with a short name, because a Unix socket's path may be 107 bytes long (unix(7)), and
 //! its mode is 0700: on a shared node that is what keeps other users from the engines.
 
+use super::leftovers::{self, Owner};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
@@ -56,7 +57,8 @@ pub enum RunDirError {
 
 impl RunDir {
     /// Makes `wanted`, or a new directory in `$XDG_RUNTIME_DIR`, `$TMPDIR` or `/tmp`, whichever is short enough and can be
-    /// written. A directory that is already there must be empty and this user's.
+    /// written. A directory that is already there must be this
+    /// user's, and empty or left by a run that was killed.
     ///
     /// # Errors
     /// See [`RunDirError`].
@@ -65,11 +67,9 @@ impl RunDir {
         if let Some(path) = wanted {
             return Self::make(path.to_owned(), cookie);
         }
-        let name = format!("swapserve-{}-{}", job.unwrap_or("local"), &cookie[..8]);
-        let parents =
-            ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let name = format!("{}{}", name_prefix(job), &cookie[..8]);
         let mut first_error = None;
-        for parent in parents.chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute()) {
+        for parent in parents() {
             match Self::make(parent.join(&name), cookie.clone()) {
                 Ok(made) => return Ok(made),
                 Err(error) => first_error = first_error.or(Some(error)),
@@ -91,6 +91,7 @@ impl RunDir {
         // The creation mask may have taken bits away, never added any.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io)?;
         fs::create_dir_all(path.join("log")).map_err(io)?;
+        Owner::this_process().write(&path).map_err(io)?;
         Ok(RunDir { path, cookie, open: true })
     }
 
@@ -149,6 +150,17 @@ impl Drop for RunDir {
     }
 }
 
+/// How the names of a job's run directories begin.
+pub(super) fn name_prefix(job: Option<&str>) -> String {
+    format!("swapserve-{}-", job.unwrap_or("local"))
+}
+
+/// Where run directories are made, the best place first.
+pub(super) fn parents() -> impl Iterator<Item = PathBuf> {
+    let named = ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    named.chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute())
+}
+
 /// Whether a directory that is already there may be used.
 fn reuse(path: &Path) -> Result<(), RunDirError> {
     let io = |source| RunDirError::Io { path: path.to_owned(), source };
@@ -159,6 +171,10 @@ fn reuse(path: &Path) -> Result<(), RunDirError> {
     }
     if found.uid() != rustix::process::geteuid().as_raw() {
         return wrong("belongs to another user");
+    }
+    if leftovers::is_abandoned(path) {
+        fs::remove_dir_all(path).map_err(io)?;
+        return DirBuilder::new().mode(0o700).create(path).map_err(io);
     }
     if fs::read_dir(path).map_err(io)?.next().is_some() {
         return wrong("is not empty");
