@@ -131,7 +131,7 @@ pub struct Session {
     router_ending: watch::Sender<bool>,
     router: JoinHandle<()>,
     workers: JoinSet<()>,
-    work: Option<tokio::runtime::Runtime>,
+    _work: EngineThreads,
     endpoint: Published,
     run_dir: RunDir,
     end: EndPlan,
@@ -163,13 +163,7 @@ impl Session {
             ),
             None => None,
         };
-        let work = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("engines")
-            .enable_all()
-            .build()
-            .map_err(SessionError::Threads)?;
-
+        let work = EngineThreads::make().map_err(SessionError::Threads)?;
         let Wiring { resources, gpus, prepared } =
             wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
         let capacity = specs::capacity(&plan, &resources);
@@ -209,7 +203,7 @@ impl Session {
         Ok(Session {
             end: EndPlan::within(job.kill_wait),
             endpoint_file: endpoint.path().to_owned(),
-            work: Some(work),
+            _work: work,
             core,
             facts,
             key,
@@ -282,10 +276,35 @@ impl Session {
         if let Err(error) = self.run_dir.close() {
             left.push(error.to_string());
         }
-        if let Some(work) = self.work.take() {
-            work.shutdown_background();
-        }
         EndReport { stopped_in_time, swept, left }
+    }
+}
+
+/// The threads that workers run on, apart from the data path's: nothing an engine does delays a request of another.
+struct EngineThreads(Option<tokio::runtime::Runtime>);
+
+impl EngineThreads {
+    fn make() -> io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder
+            .worker_threads(2)
+            .thread_name("engines")
+            .enable_all()
+            .build()
+            .map(|runtime| EngineThreads(Some(runtime)))
+    }
+
+    fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().expect("only taken on drop").handle()
+    }
+}
+
+impl Drop for EngineThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Waiting for its threads is not allowed on the data path, and nothing they do is wanted any more.
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -1,0 +1,90 @@
+//! Every way a run ends outside Slurm, and what is left: nothing.
+
+use super::service::{Service, config, eventually, fake, processes_with, run};
+use nix::sys::signal::Signal;
+
+fn two() -> String {
+    format!("[scheduler]\nrunning_slots = 1\n{}{}", fake("one", "", ""), fake("two", "--daemon", ""))
+}
+
+#[test]
+fn run_ends_with_the_commands_status_and_leaves_nothing() {
+    let (dir, file) = config(&two());
+    let mark = dir.path().to_str().unwrap().to_owned();
+    let run_dir = dir.path().join("run");
+    let options = ["--run-dir", run_dir.to_str().unwrap()];
+    let output = run(
+        &file,
+        &options,
+        &["sh", "-c", "test -n \"$OPENAI_API_KEY\" && test -r $SWAPSERVE_ENDPOINT_FILE && exit 7"],
+    );
+    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!run_dir.exists());
+    eventually("every process ends", || processes_with(&mark).is_empty());
+}
+
+#[test]
+fn a_command_that_a_signal_ends_is_reported_as_shells_do() {
+    let (_dir, file) = config(&fake("one", "", ""));
+    let output = run(&file, &[], &["sh", "-c", "kill -TERM $$"]);
+    assert_eq!(output.status.code(), Some(143));
+}
+
+#[test]
+fn a_process_that_the_command_leaves_behind_is_ended_too() {
+    let (dir, file) = config(&fake("one", "", ""));
+    let mark = dir.path().join("orphan");
+    let command = format!("MARK={} setsid sleep 1000 & exit 0", mark.display());
+    let output = run(&file, &[], &["sh", "-c", &command]);
+    assert_eq!(output.status.code(), Some(0));
+    eventually("the orphan ends", || processes_with(mark.to_str().unwrap()).is_empty());
+}
+
+#[test]
+fn signals_end_a_service_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        let mut service = Service::start(&two(), &[]);
+        service.signal(signal);
+        assert_eq!(service.ended(), 0, "{signal}: {}", service.log());
+        service.assert_gone();
+    }
+}
+
+#[test]
+fn stop_ends_it_too() {
+    let mut service = Service::start(&two(), &[]);
+    assert!(service.verb(&["stop"]).status.success());
+    assert_eq!(service.ended(), 0, "{}", service.log());
+    service.assert_gone();
+}
+
+#[test]
+fn an_end_during_the_start_is_an_end() {
+    let mut service = Service::launch(&fake("late", "--mute", ""), &[]);
+    eventually("the engine is launched", || {
+        service.verb(&["status", "--json"]).status.success() && service.model("late")["pid"].is_number()
+    });
+    service.signal(Signal::SIGTERM);
+    assert_eq!(service.ended(), 0, "{}", service.log());
+    service.assert_gone();
+}
+
+#[test]
+fn the_daemons_own_death_takes_the_engines_with_it() {
+    let mut service = Service::start(&two(), &[]);
+    service.signal(Signal::SIGKILL);
+    service.ended();
+    let mark = service.dir.path().to_str().unwrap().to_owned();
+    eventually("every engine ends", || processes_with(&mark).is_empty());
+}
+
+#[test]
+fn an_engine_that_dies_is_started_again() {
+    let service = Service::start(&fake("one", "", ""), &[]);
+    let pid = |service: &Service| service.model("one")["pid"].as_i64();
+    let first = pid(&service).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGKILL)
+        .unwrap();
+    eventually("another engine runs", || pid(&service).is_some_and(|now| now != first));
+    assert_eq!(service.answer("one"), "one");
+}
