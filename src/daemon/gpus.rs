@@ -2,7 +2,7 @@
 
 use crate::{
     config,
-    gpu::{Description, GpuClient, GpuError, launch::ServerCommand},
+    gpu::{Description, GpuClient, GpuError, capability::Capability, launch::ServerCommand},
     job::Job,
     process::Spawner,
     topology::PciId,
@@ -23,8 +23,8 @@ pub struct JobGpus {
     pub pci: Vec<Option<PciId>>,
     /// Its name for CUDA: one that holds in every process, where a number is relative to what each was given.
     pub visible: Vec<String>,
-    /// What cannot be done with them here, and why.
-    pub missing: Vec<String>,
+    /// What can be done with them here and what cannot, with reasons.
+    pub capabilities: Vec<Capability>,
 }
 
 /// The gpu server cannot be had.
@@ -57,9 +57,7 @@ impl JobGpus {
             found.pci.push(gpu.pci_bus_id.parse().ok());
             found.visible.push(gpu.uuid.clone());
         }
-        let missing = capabilities.into_iter().filter(|capability| !capability.available);
-        found.missing =
-            missing.map(|capability| format!("{}: {}", capability.name, capability.reason)).collect();
+        found.capabilities = capabilities;
         found.client = (!gpus.is_empty()).then_some(client);
         Ok(found)
     }

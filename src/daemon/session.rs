@@ -16,6 +16,7 @@ use crate::{
     process::{self, ProcFs, SpawnError, Spawner, Tree},
     router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler},
+    topology::Allowed,
 };
 use std::{
     io,
@@ -68,6 +69,11 @@ impl Ground {
         let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
         let gpus = JobGpus::find(&job, &spawner).await?;
         Ok(Ground { job, spawner, gpus })
+    }
+
+    /// What of the machine the job may use.
+    pub fn allowed(&self) -> Allowed {
+        wiring::allowed(&self.job)
     }
 }
 

@@ -88,8 +88,7 @@ pub fn wire(
         .iter()
         .map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() })
         .collect();
-    let allowed =
-        Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory };
+    let allowed = allowed(job);
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
     let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
@@ -119,6 +118,11 @@ pub fn wire(
         Prepared { model: ModelId(at as u32), engine, swapper, placement: in_words(placement), trial }
     });
     Ok(Wiring { resources, prepared: prepared.collect(), gpus })
+}
+
+/// What of the machine the job may use. Its memory nodes are those of its cores.
+pub fn allowed(job: &Job) -> Allowed {
+    Allowed { cpus: job.cores.iter().copied().collect(), nodes: Mask::new(), memory: job.memory }
 }
 
 /// What engines inherit of this process's environment: all but our own variables.

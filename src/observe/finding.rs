@@ -1,6 +1,7 @@
 //! One line of `swapserve doctor`: what was looked at, how it is, and what to do about it.
 
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// How a thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -18,7 +19,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The thing, in a word or two: `open files`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// How it is.
     pub verdict: Verdict,
     /// What was seen, and what follows from it.
@@ -29,17 +30,25 @@ pub struct Finding {
 
 impl Finding {
     /// All is well.
-    pub fn ok(name: &'static str, what: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, what: what.into(), remedy: None }
+    pub fn ok(name: impl Into<Cow<'static, str>>, what: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Ok, what: what.into(), remedy: None }
     }
 
     /// A run works, but not as well as it could.
-    pub fn warn(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warn, what: what.into(), remedy: Some(remedy.into()) }
+    pub fn warn(
+        name: impl Into<Cow<'static, str>>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { name: name.into(), verdict: Verdict::Warn, what: what.into(), remedy: Some(remedy.into()) }
     }
 
     /// A run does not work.
-    pub fn fail(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Fail, what: what.into(), remedy: Some(remedy.into()) }
+    pub fn fail(
+        name: impl Into<Cow<'static, str>>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { name: name.into(), verdict: Verdict::Fail, what: what.into(), remedy: Some(remedy.into()) }
     }
 }

@@ -109,10 +109,10 @@ fn at_the_endpoint() {
         assert!(body["error"]["message"].is_string(), "{body}");
         (status, body["error"]["code"].clone())
     };
-    assert_eq!(
-        refusal(service.chat("a", json!({})).bearer_auth("sk-wrong").header("authorization", "")).0,
-        401
-    );
+    let url = format!("{}/chat/completions", service.endpoint()["url"].as_str().unwrap());
+    let stranger = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
+    assert_eq!(refusal(stranger.post(&url)).0, 401);
+    assert_eq!(refusal(stranger.post(&url).bearer_auth("sk-wrong")).0, 401);
     assert_eq!(refusal(service.chat("nobody", json!({}))), (404, json!("model_not_found")));
     assert_eq!(refusal(service.chat("a", json!({ "user": "x".repeat(8192) }))).0, 413);
     assert_eq!(refusal(service.chat("a", json!({})).body("{")).0, 400);
