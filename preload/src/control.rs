@@ -1,8 +1,8 @@
 //! The control thread: does what the memory server asks.
 //!
 //! ```text
-//!            Close                Release              Restore             Open
-//!  resident ──────▶ gate closed ──────────▶ away (…) ─────────▶ all here ──────▶ resident
+//!            Close                Release        Restore, Filled             Open
+//!  resident ──────▶ gate closed ──────────▶ away ────────────────▶ all here ──────▶ resident
 //! ```
 //!
 //! If the server goes away, an engine with all its memory here goes on at once; one with memory away waits, asking
@@ -99,7 +99,10 @@ fn run(address: &Address) {
             // A broken socket is the same as a closed one.
             let _ = serve(socket.as_fd());
         }
-        let all_here = registry::lock().chunks().all(|(_, chunk)| chunk.real.is_some());
+        let mut registry = registry::lock();
+        registry.drop_unfilled();
+        let all_here = registry.chunks().all(|(_, chunk)| chunk.filled);
+        drop(registry);
         if all_here && gate::is_closed() {
             gate::open();
         }
@@ -120,6 +123,7 @@ fn serve(socket: BorrowedFd) -> std::io::Result<()> {
             Kind::Export => hand_out(socket, numbers, false)?,
             Kind::Restore => hand_out(socket, numbers, true)?,
             Kind::Release => release(numbers),
+            Kind::Filled => filled(numbers),
             Kind::Hello | Kind::Batch | Kind::Done => Err(NOT_SUPPORTED),
         };
         let mut done = Message::new(Kind::Done);
@@ -144,15 +148,15 @@ fn counts() -> [u64; wire::COUNTS] {
 }
 
 fn place(chunk: &Chunk) -> Place {
-    match chunk.real {
-        None => Place::Away,
-        Some(_) if chunk.stays => Place::Shared,
-        Some(_) => Place::Here,
+    match chunk {
+        Chunk { filled: false, .. } => Place::Away,
+        Chunk { stays: true, .. } => Place::Shared,
+        _ => Place::Here,
     }
 }
 
 fn entry(number: u64, chunk: &Chunk) -> Entry {
-    let device = chunk.properties.location.id.cast_unsigned();
+    let device = driver::bus(chunk.properties.location.id);
     Entry { number, bytes: chunk.bytes as u64, device, place: place(chunk) }
 }
 
@@ -196,7 +200,7 @@ fn await_context(context: usize) -> c_int {
 }
 
 fn open() -> Result<(), c_int> {
-    if registry::lock().chunks().any(|(_, chunk)| chunk.real.is_none()) {
+    if registry::lock().chunks().any(|(_, chunk)| !chunk.filled) {
         return Err(ILLEGAL_STATE);
     }
     gate::open();
@@ -280,5 +284,18 @@ fn release(mut numbers: impl Iterator<Item = u64>) -> Result<(), c_int> {
     numbers.try_for_each(|number| match registry.chunk(number) {
         Some(chunk) if chunk.stays => Err(NOT_SUPPORTED),
         _ => registry.take_away(number),
+    })
+}
+
+/// What chunks held has been copied back.
+fn filled(mut numbers: impl Iterator<Item = u64>) -> Result<(), c_int> {
+    let mut registry = registry::lock();
+    numbers.try_for_each(|number| match registry.chunk(number) {
+        Some(chunk) if chunk.real.is_none() => Err(ILLEGAL_STATE),
+        Some(chunk) => {
+            chunk.filled = true;
+            Ok(())
+        }
+        None => Ok(()),
     })
 }

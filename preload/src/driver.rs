@@ -127,3 +127,14 @@ pub(crate) fn current_device() -> Option<c_int> {
         })
         .then_some(device)
 }
+
+/// A device's place on the bus, 8 bits each: domain, bus, slot.
+pub(crate) fn bus(device: c_int) -> u32 {
+    // CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID, _BUS_ID, _DEVICE_ID.
+    [50, 33, 34].into_iter().fold(0, |place, attribute| {
+        let mut value = 0;
+        // SAFETY: the pointer is to a live local; a refusal leaves zero.
+        unsafe { cuDeviceGetAttribute(&raw mut value, attribute, device) };
+        place << 8 | value.cast_unsigned() & 0xff
+    })
+}

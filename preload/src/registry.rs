@@ -6,7 +6,7 @@
 //!  engine's own cuMemMap ────┘
 //! ```
 //!
-//! A chunk's number never changes and is what the engine holds as its handle; the driver's handle behind it changes
+//! A chunk is here, away, or between the two: made anew and not filled yet. A chunk's number never changes and is what the engine holds as its handle; the driver's handle behind it changes
 //! with each swap. A chunk that is away has no physical memory; its mappings are remembered and made again.
 
 use std::collections::BTreeMap;
@@ -30,8 +30,10 @@ const HANDLE_MARK: u64 = 0x5357_5053 << 32;
 pub(crate) struct Chunk {
     pub(crate) bytes: usize,
     pub(crate) properties: Properties,
-    /// The driver's handle; nothing while it is away.
+    /// The driver's handle; nothing while it has no memory.
     pub(crate) real: Option<u64>,
+    /// Whether its memory holds what the engine put there. Without it the chunk is as good as away.
+    pub(crate) filled: bool,
     /// Handles that the engine holds.
     handles: u32,
     /// Shared with another process by the engine: never taken away.
@@ -176,7 +178,8 @@ impl Registry {
         let number = self.next;
         let real = Some(create_physical(bytes, &properties)?);
         self.next += 1;
-        let chunk = Chunk { bytes, properties, real, handles, stays: false, mappings: Vec::new() };
+        let chunk =
+            Chunk { bytes, properties, real, filled: true, handles, stays: false, mappings: Vec::new() };
         self.chunks.insert(number, chunk);
         Ok(number)
     }
@@ -264,6 +267,7 @@ impl Registry {
         // SAFETY: the registry's own handle, forgotten here.
         check(unsafe { real::cuMemRelease(handle) })?;
         chunk.real = None;
+        chunk.filled = false;
         Ok(())
     }
 
@@ -300,6 +304,16 @@ impl Registry {
         }
         chunk.real = Some(handle);
         Ok(())
+    }
+
+    /// Gives up memory that was made anew and not filled.
+    pub(crate) fn drop_unfilled(&mut self) {
+        let unfilled: Vec<u64> =
+            self.chunks.iter().filter(|(_, chunk)| !chunk.filled).map(|(&number, _)| number).collect();
+        for number in unfilled {
+            // The driver's refusal leaves the chunk as it is: unfilled, and so still away.
+            let _ = self.take_away(number);
+        }
     }
 
     fn within(&self, address: u64, bytes: usize) -> impl Iterator<Item = u64> {

@@ -9,8 +9,11 @@
 //! Export  numbers          descriptors of chunks that are here           Batch+descriptors* Done
 //! Release numbers          physical memory given up                      Done
 //! Restore numbers          new physical memory, with descriptors         Batch+descriptors* Done
+//! Filled  numbers          restored chunks hold what they held           Done
 //! Open                     gate open; refused while a chunk is away      Done
 //! ```
+//!
+//! A restored chunk counts as away until it is said to be filled; if the server goes away before, it is given up again.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -50,6 +53,8 @@ pub enum Kind {
     Batch = 8,
     /// Library: that was all; `code` is the driver's result.
     Done = 9,
+    /// Server: what these chunks held has been copied back.
+    Filled = 10,
 }
 
 impl Kind {
@@ -64,6 +69,7 @@ impl Kind {
             Self::Restore,
             Self::Batch,
             Self::Done,
+            Self::Filled,
         ]
         .into_iter()
         .find(|kind| *kind as u32 == number)
@@ -89,7 +95,7 @@ pub struct Entry {
     pub number: u64,
     /// Its size, whole granules of 2 MiB.
     pub bytes: u64,
-    /// CUDA ordinal in the engine's process.
+    /// Its GPU's place on the bus, 8 bits each: domain, bus, slot. Ordinals differ between processes.
     pub device: u32,
     /// Where it is.
     pub place: Place,

@@ -206,7 +206,7 @@ impl GpuClient {
     }
 
     /// Makes a call; past `limit` the gpu server is killed and started anew.
-    async fn call(&self, call: Call, limit: Duration) -> Result<Answer, GpuError> {
+    pub(super) async fn call(&self, call: Call, limit: Duration) -> Result<Answer, GpuError> {
         let name = call.name();
         let ended = || GpuError::Unavailable { call: name, why: "this program is ending".to_owned() };
         let (reply, answer) = oneshot::channel();

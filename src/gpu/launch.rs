@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use super::park::setup::ParkSetup;
 use crate::process::{Child, Launch, Output, Spawner};
 
 /// Variable that tells the gpu server the number of its socket's descriptor.
@@ -20,6 +21,8 @@ pub struct ServerCommand {
     pub arguments: Vec<OsString>,
     /// Variables set on top of this process's own.
     pub environment: Vec<(OsString, OsString)>,
+    /// The pool to park engines in, if there is to be one.
+    pub park: Option<ParkSetup>,
 }
 
 impl ServerCommand {
@@ -32,6 +35,7 @@ impl ServerCommand {
             program: std::env::current_exe()?,
             arguments: vec!["gpu-server".into()],
             environment: Vec::new(),
+            park: None,
         })
     }
 
@@ -49,6 +53,10 @@ impl ServerCommand {
             .envs(self.environment.iter().cloned())
             .stdout(Output::Null);
         let number = launch.inherit_fd(OwnedFd::from(theirs));
+        if let Some(park) = &self.park {
+            let handed = park.hand_over(&mut launch)?;
+            launch = launch.envs(handed);
+        }
         let child = spawner.spawn(launch.env(SOCKET_VARIABLE, number.to_string())).await;
         Ok((child.map_err(io::Error::other)?, ours))
     }

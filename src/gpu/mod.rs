@@ -21,6 +21,8 @@
 //! | [`server`] | the child's main |
 //! | [`driver`] | the driver's functions, looked up one by one |
 //! | [`nvml`] | memory per GPU and process, and which NVML device is which CUDA ordinal |
+//! | [`park`] | the memory server: engines' device memory out to a pinned pool and back |
+//! | [`digest`] | the kernel by which it tells what has changed |
 //! | [`capability`] | what this machine can do and, where it cannot, why and what would help |
 //!
 //! A stranger uses [`GpuClient`]; a new call is a variant of [`protocol::Call`], an arm in `server`, a method of
@@ -28,10 +30,12 @@
 
 pub mod capability;
 pub mod client;
+pub mod digest;
 pub mod driver;
 mod keeper;
 pub mod launch;
 pub mod nvml;
+pub mod park;
 pub mod protocol;
 pub mod server;
 

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::capability::Capability;
+use super::park::call::{ParkAnswer, ParkCall};
 
 /// The longest frame in bytes: far above any that is sent, far below what a broken peer could ask for.
 pub const LONGEST_FRAME: usize = 4 << 20;
@@ -84,6 +85,8 @@ pub enum Call {
         /// When to stop waiting.
         timeout_ms: u32,
     },
+    /// To the memory server.
+    Park(ParkCall),
 }
 
 impl Call {
@@ -102,6 +105,7 @@ impl Call {
             Self::Processes => "processes",
             Self::AwaitReleased { .. } => "wait for released memory",
             Self::AwaitFree { .. } => "wait for free memory",
+            Self::Park(call) => call.name(),
         }
     }
 }
@@ -122,6 +126,8 @@ pub enum Answer {
     Memory(GpuMemory),
     /// To [`Call::Processes`] and [`Call::AwaitReleased`].
     Processes(Vec<ProcessMemory>),
+    /// To [`Call::Park`].
+    Park(ParkAnswer),
 }
 
 /// A call that the driver or NVML refused.

@@ -7,13 +7,15 @@ use std::io::{BufReader, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::capability::Capability;
 use super::driver::{Device, Driver};
 use super::launch::SOCKET_VARIABLE;
 use super::nvml::{Nvml, without_nvml};
+use super::park::server::MemoryServer;
+use super::park::setup::handed_over;
 use super::protocol::{Answer, Call, Description, Gpu, Numbered, Outcome, Refusal, read_frame, write_frame};
 
 /// The hidden verb: serves calls that arrive on the socket that the daemon handed over, until it is closed. Never
@@ -41,6 +43,9 @@ fn inherited_socket() -> Option<OwnedFd> {
 fn serve(socket: UnixStream) -> std::io::Result<()> {
     let writer = Arc::new(Mutex::new(socket.try_clone()?));
     let gpus = Arc::new(Gpus::find());
+    let early = Arc::clone(&gpus);
+    // Why it cannot be started is told to who asks.
+    std::thread::Builder::new().name("park start".to_owned()).spawn(move || early.park().is_ok())?;
     let mut reader = BufReader::new(socket);
     while let Some(Numbered { id, body }) = read_frame::<Numbered<Call>>(&mut reader)? {
         let (writer, gpus) = (Arc::clone(&writer), Arc::clone(&gpus));
@@ -60,6 +65,8 @@ struct Gpus {
     driver: Result<Driver, Capability>,
     devices: Vec<Device>,
     nvml: Result<Nvml, Capability>,
+    /// Started once, in the background; who asks before it is there waits.
+    park: OnceLock<Result<Arc<MemoryServer>, Refusal>>,
 }
 
 impl Gpus {
@@ -67,11 +74,22 @@ impl Gpus {
         let driver = Driver::load();
         let devices = driver.as_ref().ok().and_then(|driver| driver.devices().ok()).unwrap_or_default();
         let nvml = Nvml::load(&devices);
-        Self { driver, devices, nvml }
+        Self { driver, devices, nvml, park: OnceLock::new() }
+    }
+
+    /// The memory server, if the daemon has handed over a pool.
+    fn park(&self) -> Result<&MemoryServer, Refusal> {
+        let start = || {
+            self.driver()?;
+            let handover = handed_over().ok_or_else(no_pool)?;
+            MemoryServer::start(handover, self.devices.len() as u32)
+        };
+        self.park.get_or_init(start).as_deref().map_err(Clone::clone)
     }
 
     fn answer(&self, call: Call) -> Outcome {
         match call {
+            Call::Park(call) => self.park()?.answer(call).map(Answer::Park),
             Call::Ping => Ok(Answer::Done),
             Call::Describe => Ok(Answer::Description(Box::new(self.describe()))),
             Call::Lock { pid, timeout_ms } => {
@@ -135,6 +153,17 @@ impl Gpus {
             gpus,
             capabilities,
         }
+    }
+}
+
+/// Asked to park, with no pool to park in.
+fn no_pool() -> Refusal {
+    Refusal {
+        function: "park".to_owned(),
+        on: "this node".to_owned(),
+        code: 0,
+        name: "unavailable".to_owned(),
+        text: "no pool was set up".to_owned(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A place to test what drives GPUs: the software driver, or with `SWAPSERVE_TEST_GPU=real` the machine's own.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ impl Bench {
                 .into_iter()
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect(),
+            park: None,
         }
     }
 
@@ -98,11 +100,25 @@ impl Bench {
         }
     }
 
+    /// The preload library: built, or named by `SWAPSERVE_TEST_PRELOAD` where there is no cargo.
+    pub fn preload_library() -> PathBuf {
+        match std::env::var_os("SWAPSERVE_TEST_PRELOAD") {
+            Some(path) => path.into(),
+            None => lab::build(&["swapserve-preload"]).join("libswapserve_preload.so"),
+        }
+    }
+
     /// A test engine that holds its memory and listens.
     pub fn engine(&self, arguments: &[&str]) -> TestEngine {
+        self.engine_with(arguments, &[])
+    }
+
+    /// A test engine with more variables.
+    pub fn engine_with(&self, arguments: &[&str], more: &[(OsString, OsString)]) -> TestEngine {
         let mut child = Command::new(Self::engine_program())
             .args(arguments)
             .envs(self.environment())
+            .envs(more.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .spawn()
             .expect("the test engine starts");

@@ -1,0 +1,124 @@
+//! What the daemon asks of the memory server, as part of the gpu server's protocol.
+
+use serde::{Deserialize, Serialize};
+
+/// A call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParkCall {
+    /// The pool, and which processes can be parked.
+    Look,
+    /// Takes the device memory of these processes out, all of them or none. Processes that the memory server does
+    /// not know are left alone.
+    Out {
+        /// An engine's processes.
+        pids: Vec<i32>,
+        /// Bytes to free on each GPU at least, what costs least first; nothing for all of it.
+        wanted: Option<u64>,
+        /// How long the processes may take to come to rest.
+        rest_ms: u32,
+    },
+    /// Brings it back.
+    In {
+        /// An engine's processes.
+        pids: Vec<i32>,
+        /// Compare every block with what went out.
+        verify: bool,
+        /// How long to wait for free device memory.
+        wait_ms: u32,
+    },
+}
+
+impl ParkCall {
+    /// Its name in messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Look => "look at the pool",
+            Self::Out { .. } => "park",
+            Self::In { .. } => "unpark",
+        }
+    }
+}
+
+/// The answer to a call that went well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParkAnswer {
+    /// To [`ParkCall::Look`].
+    Pool(PoolState),
+    /// To [`ParkCall::Out`] and [`ParkCall::In`].
+    Moved(Moved),
+}
+
+/// The pool and its users.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolState {
+    /// Bytes it has when it is ready.
+    pub bytes: u64,
+    /// Bytes pinned so far.
+    pub pinned: u64,
+    /// Bytes in use, copies of engines that are resident included.
+    pub used: u64,
+    /// Why it cannot grow to its size, if so.
+    pub trouble: Option<String>,
+    /// Processes that can be parked.
+    pub processes: Vec<ParkedProcess>,
+}
+
+/// One process with the preload library.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedProcess {
+    /// Its id.
+    pub pid: i32,
+    /// Bytes on GPUs that can be parked.
+    pub here: u64,
+    /// Bytes that are out.
+    pub away: u64,
+    /// Bytes that it shares with others: they stay.
+    pub shared: u64,
+    /// Managed allocations it has made: they stay.
+    pub managed: u64,
+    /// Legacy IPC handles it wanted of parkable memory, in vain.
+    pub ipc_refused: u64,
+    /// Memory of other processes that it has opened.
+    pub imported: u64,
+    /// Bytes of the pool that hold copies of its memory.
+    pub pool: u64,
+}
+
+/// What a move did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Processes moved.
+    pub processes: u32,
+    /// Bytes freed or taken on GPUs.
+    pub bytes: u64,
+    /// Bytes that crossed the bus.
+    pub copied: u64,
+    /// Bytes of blocks that are all zero.
+    pub zero: u64,
+    /// Bytes left on GPUs because they are shared, or were not needed.
+    pub stayed: u64,
+    /// Bytes of the pool that hold the engine's memory.
+    pub pool: u64,
+    /// Seconds of each phase, of the slowest process.
+    pub phases: Vec<(String, f64)>,
+}
+
+impl Moved {
+    /// Adds what another process's move did at the same time.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.processes += other.processes;
+        self.bytes += other.bytes;
+        self.copied += other.copied;
+        self.zero += other.zero;
+        self.stayed += other.stayed;
+        self.pool += other.pool;
+        for (name, seconds) in &other.phases {
+            match self.phases.iter_mut().find(|(known, _)| known == name) {
+                Some((_, known)) => *known = known.max(*seconds),
+                None => self.phases.push((name.clone(), *seconds)),
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! One process that can be parked: its connection and what the pool holds of it.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::call::{Moved, ParkedProcess};
+use super::ledger::{Copies, Ledger};
+use super::link::Link;
+use super::pool::Pool;
+use super::wire::{Entry, Place};
+use crate::gpu::protocol::Refusal;
+
+/// A process, and its part of the pool.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// The connection.
+    pub(super) link: Link,
+    /// What the pool holds.
+    pub(super) ledger: Ledger,
+    /// Whether memory is away: its copies are the only ones.
+    pub(super) away: bool,
+    /// When it was last moved: the copies of what moved longest ago are given up first.
+    pub(super) moved: Instant,
+}
+
+impl Process {
+    /// A process that has connected.
+    pub(super) fn new(link: Link) -> Self {
+        Self { link, ledger: Ledger::new(), away: false, moved: Instant::now() }
+    }
+
+    /// Asks for every chunk, and drops the copies of those that are no more.
+    ///
+    /// # Errors
+    /// If the process does not answer.
+    pub(super) fn chunks(&mut self, pool: &Pool) -> Result<Vec<Entry>, Refusal> {
+        let (entries, _) = self.link.list()?;
+        self.away = entries.iter().any(|entry| entry.place == Place::Away);
+        let numbers: BTreeSet<u64> = entries.iter().map(|entry| entry.number).collect();
+        self.ledger.retain(|number, copies| {
+            let kept = numbers.contains(number);
+            if !kept {
+                pool.with(|slots| copies.forget(slots));
+            }
+            kept
+        });
+        for entry in &entries {
+            self.ledger.entry(entry.number).or_insert_with(|| Copies::of(entry.bytes));
+        }
+        Ok(entries)
+    }
+
+    /// Gives up every copy. What is away is lost.
+    pub(super) fn forget(&mut self, pool: &Pool) {
+        pool.with(|slots| self.ledger.values_mut().for_each(|copies| copies.forget(slots)));
+    }
+
+    /// Bytes of the pool that hold its memory.
+    pub(super) fn pool_bytes(&self) -> u64 {
+        self.ledger.values().map(Copies::held_bytes).sum()
+    }
+
+    /// What can be said of it.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(super) fn describe(&self) -> Result<ParkedProcess, Refusal> {
+        let (_, [here, away, shared, managed, ipc_refused, imported]) = self.link.list()?;
+        let (pid, pool) = (self.link.pid(), self.pool_bytes());
+        Ok(ParkedProcess { pid, here, away, shared, managed, ipc_refused, imported, pool })
+    }
+}
+
+/// The course of a move: its phases.
+#[derive(Debug)]
+pub(super) struct Course {
+    /// What it comes to.
+    pub(super) moved: Moved,
+    last: Instant,
+}
+
+impl Course {
+    /// A move that begins now.
+    pub(super) fn new() -> Self {
+        Self { moved: Moved { processes: 1, ..Moved::default() }, last: Instant::now() }
+    }
+
+    /// A phase has ended.
+    pub(super) fn phase(&mut self, name: &str) {
+        let now = Instant::now();
+        self.moved.phases.push((name.to_owned(), (now - self.last).as_secs_f64()));
+        self.last = now;
+    }
+}

@@ -1,0 +1,187 @@
+//! The connection to one process: a question and its answers at a time.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::cuda::refusal;
+use super::wire::{self, BUSY, COUNTS, Entry, Kind, MOST_ENTRIES, Message};
+use crate::gpu::protocol::Refusal;
+
+/// How long a process may take for one step: creating memory takes milliseconds, a process that is stopped for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connected process.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: OwnedFd,
+    pid: i32,
+}
+
+/// What a process answers at the end.
+pub(super) type Counts = [u64; COUNTS];
+
+impl Link {
+    /// Waits for the process's greeting.
+    ///
+    /// # Errors
+    /// If it speaks another protocol, or not at all.
+    pub(super) fn greet(socket: OwnedFd, pid: i32) -> io::Result<Self> {
+        let limit = libc::timeval { tv_sec: PATIENCE.as_secs() as libc::time_t, tv_usec: 0 };
+        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+            // SAFETY: an open socket and a live struct of the size given.
+            let failed = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    option,
+                    (&raw const limit).cast(),
+                    size_of::<libc::timeval>() as libc::socklen_t,
+                )
+            } != 0;
+            if failed {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        match wire::receive(socket.as_fd())? {
+            Some((hello, _)) if hello.kind == Kind::Hello && hello.value == wire::VERSION => {
+                Ok(Self { socket, pid })
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a preload library of another version")),
+        }
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Closes the gate and has the process come to rest.
+    ///
+    /// # Errors
+    /// If it does not in time; then it goes on.
+    pub(super) fn close(&self, limit: Duration) -> Result<Counts, Refusal> {
+        let mut message = Message::new(Kind::Close);
+        message.value = (limit.min(PATIENCE / 2)).as_millis() as u64;
+        self.ask(&message, |_, _| Ok(()))
+    }
+
+    /// Opens the gate.
+    ///
+    /// # Errors
+    /// If memory is still away.
+    pub(super) fn open(&self) -> Result<Counts, Refusal> {
+        self.ask(&Message::new(Kind::Open), |_, _| Ok(()))
+    }
+
+    /// Every chunk, and what cannot be parked.
+    ///
+    /// # Errors
+    /// If the process does not answer.
+    pub(super) fn list(&self) -> Result<(Vec<Entry>, Counts), Refusal> {
+        let mut entries = Vec::new();
+        let counts = self.ask(&Message::new(Kind::List), |batch, _| {
+            entries.extend(batch);
+            Ok(())
+        })?;
+        Ok((entries, counts))
+    }
+
+    /// Takes chunks' descriptors, batch by batch.
+    ///
+    /// # Errors
+    /// The driver's refusal in the process, or that of `take`.
+    pub(super) fn export(
+        &self,
+        numbers: &[u64],
+        take: impl FnMut(Vec<Entry>, Vec<OwnedFd>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.ask_about(Kind::Export, numbers, take)
+    }
+
+    /// Has chunks' memory made anew, and takes their descriptors.
+    ///
+    /// # Errors
+    /// The driver's refusal in the process (batches before it have been taken), or that of `take`.
+    pub(super) fn restore(
+        &self,
+        numbers: &[u64],
+        take: impl FnMut(Vec<Entry>, Vec<OwnedFd>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.ask_about(Kind::Restore, numbers, take)
+    }
+
+    /// Has the process give chunks' memory up.
+    ///
+    /// # Errors
+    /// The driver's refusal in the process.
+    pub(super) fn release(&self, numbers: &[u64]) -> Result<(), Refusal> {
+        self.ask_about(Kind::Release, numbers, |_, _| Ok(()))
+    }
+
+    /// Tells the process that restored chunks hold what they held.
+    ///
+    /// # Errors
+    /// If one has no memory.
+    pub(super) fn filled(&self, numbers: &[u64]) -> Result<(), Refusal> {
+        self.ask_about(Kind::Filled, numbers, |_, _| Ok(()))
+    }
+
+    fn ask_about(
+        &self,
+        kind: Kind,
+        numbers: &[u64],
+        mut take: impl FnMut(Vec<Entry>, Vec<OwnedFd>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        for part in numbers.chunks(MOST_ENTRIES) {
+            let mut message = Message::new(kind);
+            let entry = |&number| Entry { number, bytes: 0, device: 0, place: wire::Place::Here };
+            message.entries = part.iter().map(entry).collect();
+            self.ask(&message, &mut take)?;
+        }
+        Ok(())
+    }
+
+    /// Asks, takes every batch, and returns at the end of the answer. After a refusal of `take` the rest of the answer
+    /// is still read, so that the next question gets its own.
+    fn ask(
+        &self,
+        question: &Message,
+        mut take: impl FnMut(Vec<Entry>, Vec<OwnedFd>) -> Result<(), Refusal>,
+    ) -> Result<Counts, Refusal> {
+        let broken = |error: io::Error| self.gone(question.kind, &error);
+        wire::send(self.socket.as_fd(), question, &[]).map_err(broken)?;
+        let mut taken = Ok(());
+        loop {
+            let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+            let (answer, descriptors) = wire::receive(self.socket.as_fd())
+                .and_then(|answer| answer.ok_or_else(ended))
+                .map_err(broken)?;
+            match answer.kind {
+                Kind::Done if answer.code == 0 => return taken.map(|()| answer.counts),
+                Kind::Done => return Err(self.refused(question.kind, answer.code)),
+                _ if taken.is_ok() => taken = take(answer.entries, descriptors),
+                _ => {}
+            }
+        }
+    }
+
+    fn refused(&self, kind: Kind, code: i32) -> Refusal {
+        let (function, on) = (format!("{kind:?}").to_lowercase(), format!("process {}", self.pid));
+        if code == BUSY {
+            let text = "it did not come to rest in time; it goes on".to_owned();
+            return Refusal { function, on, code, name: "busy".to_owned(), text };
+        }
+        refusal(&function, &on, code)
+    }
+
+    fn gone(&self, kind: Kind, error: &io::Error) -> Refusal {
+        Refusal {
+            function: format!("{kind:?}").to_lowercase(),
+            on: format!("process {}", self.pid),
+            code: 0,
+            name: "gone".to_owned(),
+            text: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Out: digest everything, copy what changed, and only then release.
+//!
+//! ```text
+//!  close ─▶ export, digest ─▶ find room ─▶ copy (all begun at once) ─▶ per group: copied? let go, release
+//!    │            │                │                                        │
+//!    └────────────┴────────────────┴── refusal: gate open, as before        └── refusal: what is out comes back in
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::device::{Mark, Work};
+use super::engine::{Course, Process};
+use super::ledger::{blocks, stretches};
+use super::pool::SEGMENT_SLOTS;
+use super::server::{MemoryServer, in_the_way, invalid};
+use super::wire::{Entry, Place};
+use crate::gpu::digest::{BLOCK, Digest};
+use crate::gpu::protocol::Refusal;
+
+/// Bytes after which a group of chunks is let go: the device's memory is free while the next group is copied.
+const GROUP: u64 = 1 << 30;
+/// How long to wait for segments of the pool that are being pinned.
+const ROOM: Duration = Duration::from_secs(10);
+
+/// A chunk on a workbench, and what is to be done with it.
+#[derive(Debug)]
+struct Leaving {
+    number: u64,
+    bytes: u64,
+    /// First block on the bench.
+    first: usize,
+    changed: Vec<usize>,
+    digests: Vec<Digest>,
+}
+
+impl MemoryServer {
+    /// Takes one process's memory out; `wanted` bytes on each GPU, or all.
+    ///
+    /// # Errors
+    /// A refusal; the process has all its memory and goes on, unless it says that it is away.
+    pub(super) fn take_out(
+        &self,
+        process: &mut Process,
+        wanted: Option<u64>,
+        rest: Duration,
+    ) -> Result<Course, Refusal> {
+        let mut course = Course::new();
+        process.link.close(rest)?;
+        course.phase("rest");
+        let outcome = self.take_out_closed(process, wanted, &mut course);
+        process.moved = Instant::now();
+        match outcome {
+            Ok(()) if process.away => Ok(course),
+            Ok(()) => process.link.open().map(|_| course),
+            Err(refusal) => {
+                if process.away {
+                    self.bring_in(process, false, ROOM)?;
+                } else {
+                    process.link.open()?;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn take_out_closed(
+        &self,
+        process: &mut Process,
+        wanted: Option<u64>,
+        course: &mut Course,
+    ) -> Result<(), Refusal> {
+        let entries = process.chunks(&self.pool)?;
+        let stayed: u64 = entries.iter().filter(|it| it.place == Place::Shared).map(|it| it.bytes).sum();
+        course.moved.stayed += stayed;
+        for device in &self.devices {
+            let here: Vec<Entry> = entries
+                .iter()
+                .filter(|it| it.place == Place::Here && it.device == device.bus())
+                .copied()
+                .collect();
+            if !here.is_empty() {
+                device.enter()?;
+                self.take_out_of(device.bench()?, process, &here, wanted, course)?;
+            }
+        }
+        course.moved.pool = process.pool_bytes();
+        Ok(())
+    }
+
+    fn take_out_of(
+        &self,
+        mut work: Work,
+        process: &mut Process,
+        here: &[Entry],
+        wanted: Option<u64>,
+        course: &mut Course,
+    ) -> Result<(), Refusal> {
+        let numbers: Vec<u64> = here.iter().map(|entry| entry.number).collect();
+        process.link.export(&numbers, |entries, descriptors| {
+            for (entry, descriptor) in entries.iter().zip(&descriptors) {
+                work.adopt(entry, descriptor)?;
+            }
+            let fresh = work.grant()?;
+            work.digest(fresh)
+        })?;
+        let digests = work.digests()?;
+        course.phase("digest");
+        let mut leaving = self.compare(&work, process, &digests);
+        if let Some(wanted) = wanted {
+            course.moved.stayed += keep_dearest(&mut leaving, wanted);
+        }
+        self.find_room(process, &leaving)?;
+        course.phase("room");
+        // What need not be copied goes first: its memory is free at once.
+        leaving.sort_by_key(|chunk| !chunk.changed.is_empty());
+        let groups = groups(leaving);
+        let marks = groups
+            .iter()
+            .map(|group| self.begin_copies(&mut work, process, group))
+            .collect::<Result<Vec<Mark>, Refusal>>()?;
+        for (group, mark) in groups.iter().zip(marks) {
+            mark.wait()?;
+            note(process, group);
+            let numbers: Vec<u64> = group.iter().map(|chunk| chunk.number).collect();
+            work.let_go(&numbers)?;
+            process.away = true;
+            process.link.release(&numbers)?;
+            for chunk in group {
+                course.moved.bytes += chunk.bytes;
+                course.moved.copied += (chunk.changed.len() * BLOCK) as u64;
+                let zero = chunk.digests.iter().filter(|digest| **digest == self.zero).count();
+                course.moved.zero += (zero * BLOCK) as u64;
+            }
+        }
+        course.phase("copy");
+        Ok(())
+    }
+
+    /// Which blocks of which chunks have to be copied.
+    fn compare(&self, work: &Work, process: &mut Process, digests: &[Digest]) -> Vec<Leaving> {
+        let mut leaving = Vec::new();
+        for piece in work.pieces() {
+            let now = digests[piece.first..piece.first + blocks(piece.bytes)].to_vec();
+            let copies = process.ledger.entry(piece.number).or_default();
+            self.pool.with(|slots| copies.note_zeros(&now, self.zero, slots));
+            let changed = copies.changed(&now, self.zero).collect();
+            leaving.push(Leaving {
+                number: piece.number,
+                bytes: piece.bytes,
+                first: piece.first,
+                changed,
+                digests: now,
+            });
+        }
+        leaving
+    }
+
+    /// Gives every changed block a slot, and none of them a digest until it is copied.
+    fn find_room(&self, process: &mut Process, leaving: &[Leaving]) -> Result<(), Refusal> {
+        let mut homeless = Vec::new();
+        for chunk in leaving {
+            let copies = process.ledger.entry(chunk.number).or_default();
+            for &at in &chunk.changed {
+                copies.blocks[at].digest = None;
+                if copies.blocks[at].slot.is_none() {
+                    homeless.push((chunk.number, at));
+                }
+            }
+        }
+        let count = homeless.len() as u32;
+        let runs = self.room_for(count, Instant::now() + ROOM).ok_or_else(|| {
+            let (bytes, pinned, used, trouble) = self.pool.state();
+            in_the_way(process.link.pid(), &format!(
+                "{} MiB are to go out, and of the pool's {} MiB {} are free ({} pinned){}; give it more in the config",
+                u64::from(count) * BLOCK as u64 >> 20,
+                bytes >> 20,
+                (pinned - used) >> 20,
+                pinned >> 20,
+                trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default(),
+            ))
+        })?;
+        let slots = runs.iter().flat_map(|run| run.start..run.start + run.length);
+        for ((number, at), slot) in homeless.into_iter().zip(slots) {
+            if let Some(copies) = process.ledger.get_mut(&number) {
+                copies.blocks[at].slot = Some(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_copies(&self, work: &mut Work, process: &Process, group: &[Leaving]) -> Result<Mark, Refusal> {
+        for chunk in group {
+            let copies =
+                process.ledger.get(&chunk.number).ok_or_else(|| invalid("a chunk without a ledger"))?;
+            let moves = chunk.changed.iter().filter_map(|&at| Some((at, copies.blocks[at].slot?)));
+            for stretch in stretches(moves, SEGMENT_SLOTS) {
+                let to = self.pool.address(stretch.slot);
+                work.copy_out(chunk.first + stretch.block, to, stretch.length as usize)?;
+            }
+        }
+        work.mark()
+    }
+}
+
+/// Notes that the changed blocks of a group have been copied.
+fn note(process: &mut Process, group: &[Leaving]) {
+    for chunk in group {
+        if let Some(copies) = process.ledger.get_mut(&chunk.number) {
+            for &at in &chunk.changed {
+                copies.blocks[at].digest = Some(chunk.digests[at]);
+            }
+        }
+    }
+}
+
+/// Keeps the chunks that cost most to move, as long as the others free enough; bytes kept.
+fn keep_dearest(leaving: &mut Vec<Leaving>, wanted: u64) -> u64 {
+    // Old chunks before young ones where the cost is the same: weights lie before what is made of them.
+    leaving.sort_by_key(|chunk| (chunk.changed.len() * BLOCK * 100 / chunk.bytes as usize, chunk.number));
+    let mut freed = 0;
+    let enough = leaving.iter().position(|chunk| {
+        let more = freed < wanted;
+        freed += chunk.bytes;
+        !more
+    });
+    leaving.drain(enough.unwrap_or(leaving.len())..).map(|chunk| chunk.bytes).sum()
+}
+
+/// Chunks in groups of about [`GROUP`] bytes to be copied; all that need no copy in one.
+fn groups(leaving: Vec<Leaving>) -> Vec<Vec<Leaving>> {
+    let mut groups: Vec<Vec<Leaving>> = Vec::new();
+    let mut bytes = 0;
+    for chunk in leaving {
+        let copied = (chunk.changed.len() * BLOCK) as u64;
+        let begins = groups.is_empty() || bytes >= GROUP || (bytes == 0 && copied > 0);
+        if begins {
+            groups.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += copied;
+        if let Some(group) = groups.last_mut() {
+            group.push(chunk);
+        }
+    }
+    groups
+}

@@ -1,0 +1,172 @@
+//! The pool's memory: one mapping, pinned segment by segment by several threads while engines start.
+//!
+//! A segment's slots can be had as soon as it is pinned. If pinning fails, what is pinned until then is the pool, and
+//! the reason is kept.
+
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::cuda::{check, cuMemHostRegister_v2};
+use super::device::Device;
+use super::slots::{Run, Slots};
+use crate::gpu::digest::BLOCK;
+use crate::gpu::protocol::Refusal;
+
+/// Bytes pinned at once. A pool is a whole number of them.
+pub(super) const SEGMENT: u64 = 256 << 20;
+/// Slots of a segment.
+pub(super) const SEGMENT_SLOTS: u32 = (SEGMENT / BLOCK as u64) as u32;
+/// Threads that pin at most: beyond, the kernel's own locks decide.
+const MOST_THREADS: usize = 8;
+
+/// The pool.
+#[derive(Debug)]
+pub(super) struct Pool {
+    base: usize,
+    bytes: u64,
+    pinned: AtomicU64,
+    state: Mutex<State>,
+    grown: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    slots: Slots,
+    /// Segments that no thread has pinned or given up yet.
+    pending: u64,
+    trouble: Option<String>,
+}
+
+impl Pool {
+    /// Maps the pool's memory and begins to pin it.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    pub(super) fn open(
+        memory: &OwnedFd,
+        bytes: u64,
+        node: Option<u32>,
+        device: &Arc<Device>,
+    ) -> std::io::Result<Arc<Self>> {
+        // SAFETY: a fresh shared mapping of a descriptor that is open; nothing is replaced.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                memory.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        prefer(base, bytes as usize, node);
+        let segments = bytes / SEGMENT;
+        let pool = Arc::new(Self {
+            base: base as usize,
+            bytes,
+            pinned: AtomicU64::new(0),
+            state: Mutex::new(State { slots: Slots::new(SEGMENT_SLOTS), pending: segments, trouble: None }),
+            grown: Condvar::new(),
+        });
+        let next = Arc::new(AtomicU64::new(0));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..cores.min(MOST_THREADS).min(segments as usize) {
+            let (pool, next, device) = (Arc::clone(&pool), Arc::clone(&next), Arc::clone(device));
+            std::thread::Builder::new().name("pin".to_owned()).spawn(move || pool.pin_all(&next, &device))?;
+        }
+        Ok(pool)
+    }
+
+    fn pin_all(&self, next: &AtomicU64, device: &Device) {
+        loop {
+            let segment = next.fetch_add(1, Ordering::Relaxed);
+            if segment >= self.bytes / SEGMENT {
+                return;
+            }
+            let outcome = device.enter().and_then(|()| self.pin(segment));
+            let mut state = self.lock();
+            state.pending -= 1;
+            match outcome {
+                Ok(()) => {
+                    self.pinned.fetch_add(SEGMENT, Ordering::Relaxed);
+                    state.slots.give(Run { start: segment as u32 * SEGMENT_SLOTS, length: SEGMENT_SLOTS });
+                }
+                Err(refusal) => state.trouble = Some(refusal.to_string()),
+            }
+            drop(state);
+            self.grown.notify_all();
+        }
+    }
+
+    /// Takes one segment's memory and registers it with the driver for every context.
+    fn pin(&self, segment: u64) -> Result<(), Refusal> {
+        /// `CU_MEMHOSTREGISTER_PORTABLE`.
+        const PORTABLE: u32 = 1;
+        let address = (self.base + (segment * SEGMENT) as usize) as *mut c_void;
+        // SAFETY: a range of the pool's own mapping. Huge pages are a wish; kernels before 5.14 take the memory when
+        // the driver pins it.
+        unsafe {
+            libc::madvise(address, SEGMENT as usize, libc::MADV_HUGEPAGE);
+            libc::madvise(address, SEGMENT as usize, libc::MADV_POPULATE_WRITE);
+        }
+        // SAFETY: as above; the range stays mapped for the life of the process.
+        check("cuMemHostRegister", "the pool", unsafe {
+            cuMemHostRegister_v2(address, SEGMENT as usize, PORTABLE)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes it has when it is ready, pinned so far, in use; and why it does not grow to its size.
+    pub(super) fn state(&self) -> (u64, u64, u64, Option<String>) {
+        let state = self.lock();
+        let pinned = self.pinned.load(Ordering::Relaxed);
+        let free = u64::from(state.slots.free()) * BLOCK as u64;
+        (self.bytes, pinned, pinned - free, state.trouble.clone())
+    }
+
+    /// Does something to the slots.
+    pub(super) fn with<T>(&self, action: impl FnOnce(&mut Slots) -> T) -> T {
+        action(&mut self.lock().slots)
+    }
+
+    /// Takes slots, waiting for segments that are still to be pinned.
+    pub(super) fn take(&self, count: u32, deadline: Instant) -> Option<Vec<Run>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(runs) = state.slots.take(count) {
+                return Some(runs);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.pending == 0 || left.is_zero() {
+                return None;
+            }
+            state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Where a slot lies.
+    pub(super) fn address(&self, slot: u32) -> *mut c_void {
+        (self.base + slot as usize * BLOCK) as *mut c_void
+    }
+}
+
+/// Asks the kernel to take the range's memory from that NUMA node while it has some.
+fn prefer(base: *mut c_void, bytes: usize, node: Option<u32>) {
+    /// `MPOL_PREFERRED`.
+    const PREFERRED: libc::c_int = 1;
+    let Some(node) = node.filter(|node| *node < 64) else { return };
+    let nodes: u64 = 1 << node;
+    // SAFETY: a range of the pool's own mapping and a live mask of 64 bits; a refusal leaves the default, which works.
+    unsafe {
+        libc::syscall(libc::SYS_mbind, base, bytes, PREFERRED, &raw const nodes, 65u64, 0u32);
+    }
+}

@@ -1,0 +1,131 @@
+//! The daemon's side: the pool's memory and the engines' meeting place, made once and handed to every gpu server.
+//!
+//! Both outlive a gpu server that dies: what is parked stays where it is, and engines find the next server at the
+//! same address.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr;
+use std::sync::Arc;
+
+use super::server::Handover;
+use crate::process::Launch;
+
+/// Variable that tells the preload library where the memory server listens.
+pub const SOCKET_VARIABLE: &str = "SWAPSERVE_PARK_SOCKET";
+/// Variable with the bytes that `cuMemGetInfo` says an engine may hold on a GPU.
+pub const BUDGET_VARIABLE: &str = "SWAPSERVE_GPU_BUDGET";
+
+/// Variable that tells the gpu server the number of the pool's descriptor.
+const POOL_VARIABLE: &str = "SWAPSERVE_PARK_POOL";
+/// Variable that tells it that of the listening socket.
+const DOOR_VARIABLE: &str = "SWAPSERVE_PARK_DOOR";
+/// Variable that tells it the pool's NUMA node, if it has one.
+const NODE_VARIABLE: &str = "SWAPSERVE_PARK_NODE";
+
+/// The pool's memory and the listening socket.
+#[derive(Debug, Clone)]
+pub struct ParkSetup {
+    pool: Arc<OwnedFd>,
+    listener: Arc<OwnedFd>,
+    name: String,
+    bytes: u64,
+    node: Option<u32>,
+}
+
+impl ParkSetup {
+    /// A pool of that many bytes, near that NUMA node. Nothing is taken yet: the gpu server pins it.
+    ///
+    /// # Errors
+    /// If the kernel gives no memory file or socket.
+    pub fn new(bytes: u64, node: Option<u32>) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(super::pool::SEGMENT);
+        // SAFETY: a constant name; the descriptor returned is owned by nobody else.
+        let pool = unsafe { libc::memfd_create(c"swapserve-pool".as_ptr(), libc::MFD_CLOEXEC) };
+        if pool < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just opened, as seen.
+        let pool = unsafe { OwnedFd::from_raw_fd(pool) };
+        // SAFETY: the descriptor is open.
+        if unsafe { libc::ftruncate(pool.as_raw_fd(), bytes.cast_signed()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut random = [0u8; 16];
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+        let name = format!("swapserve-park-{:032x}", u128::from_le_bytes(random));
+        let listener = listen(&name)?;
+        Ok(Self { pool: Arc::new(pool), listener: Arc::new(listener), name, bytes, node })
+    }
+
+    /// What an engine needs in its environment.
+    pub fn engine_environment(&self) -> (OsString, OsString) {
+        (SOCKET_VARIABLE.into(), format!("@{}", self.name).into())
+    }
+
+    /// Bytes of the pool.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Hands it to a gpu server that is about to be launched.
+    ///
+    /// # Errors
+    /// If this process has no descriptors left.
+    pub fn hand_over(&self, launch: &mut Launch) -> io::Result<Vec<(OsString, OsString)>> {
+        let mut environment = Vec::new();
+        for (variable, descriptor) in [(POOL_VARIABLE, &self.pool), (DOOR_VARIABLE, &self.listener)] {
+            let number = launch.inherit_fd(descriptor.try_clone()?);
+            environment.push((variable.into(), number.to_string().into()));
+        }
+        environment.extend(self.node.map(|node| (NODE_VARIABLE.into(), node.to_string().into())));
+        Ok(environment)
+    }
+}
+
+/// In the gpu server: what was handed over, if anything was.
+pub(crate) fn handed_over() -> Option<Handover> {
+    let pool = inherited(POOL_VARIABLE)?;
+    let listener = inherited(DOOR_VARIABLE)?;
+    let bytes = File::from(pool.try_clone().ok()?).metadata().ok()?.len();
+    let node = std::env::var(NODE_VARIABLE).ok().and_then(|node| node.parse().ok());
+    Some(Handover { pool, listener, bytes, node })
+}
+
+fn inherited(variable: &str) -> Option<OwnedFd> {
+    let number: RawFd = std::env::var(variable).ok()?.parse().ok()?;
+    // SAFETY: fcntl only looks whether the number is an open descriptor.
+    let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    // SAFETY: the descriptor is open, and nothing else in this fresh process owns it: the daemon passed it for this.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A listening socket with an abstract name, which no file is left of.
+fn listen(name: &str) -> io::Result<OwnedFd> {
+    // The standard library has no sockets that keep packets apart.
+    let address = SocketAddr::from_abstract_name(name)?;
+    let text = address.as_abstract_name().unwrap_or_default();
+    // SAFETY: plain numbers.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, as seen.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all zeros is a valid address.
+    let mut bound: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    bound.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in bound.sun_path.iter_mut().skip(1).zip(text) {
+        *to = from.cast_signed();
+    }
+    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + text.len();
+    // SAFETY: the address lives through the call and is as long as it says.
+    let failed = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const bound).cast(), length as libc::socklen_t) != 0
+            || libc::listen(socket.as_raw_fd(), 64) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}

@@ -1,0 +1,8 @@
+//! `park` from end to end: preload library, memory server and gpu server, on the software driver or, with
+//! `SWAPSERVE_TEST_GPU=real`, on the machine's own.
+
+#[path = "../gpu_bench/mod.rs"]
+mod gpu_bench;
+
+mod garage;
+mod moves;

@@ -1,0 +1,91 @@
+//! Out and in: what moves, what is left, and that nothing changes.
+
+use crate::garage::{Garage, LONG, REST};
+use crate::gpu_bench::Bench;
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn all_of_it_goes_out_and_comes_back_unchanged() {
+    let garage = Garage::new(Bench::any(), 512);
+    let engine = garage.engine(&["--weights", "300MiB", "--cache", "64MiB"]).await;
+    let resident = garage.free().await;
+    let out = garage.out(&engine).await;
+    assert_eq!((out.bytes, out.copied, out.stayed), (364 * MIB, 364 * MIB, 0));
+    assert_eq!(garage.free().await, resident + 364 * MIB);
+    let back = garage.back(&engine).await;
+    assert_eq!((back.bytes, back.copied), (364 * MIB, 364 * MIB));
+    assert_eq!(garage.free().await, resident);
+    engine.check();
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_not_copied_again() {
+    let garage = Garage::new(Bench::any(), 512);
+    let engine = garage.engine(&["--weights", "128MiB"]).await;
+    garage.out(&engine).await;
+    for _ in 0..3 {
+        garage.back(&engine).await;
+        engine.check();
+        let out = garage.out(&engine).await;
+        assert_eq!((out.bytes, out.copied), (128 * MIB, 0));
+    }
+    garage.back(&engine).await;
+    engine.check();
+}
+
+#[tokio::test]
+async fn an_engine_that_is_out_waits_and_then_answers() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.engine(&["--weights", "64MiB"]).await;
+    garage.out(&engine).await;
+    let (asked, begun) = std::sync::mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        asked.send(()).expect("the test waits for this");
+        engine.check();
+        engine
+    });
+    begun.recv().expect("the thread runs");
+    let pid = garage.pool().await.processes[0].pid;
+    assert!(!asking.is_finished());
+    garage.server.park_in(vec![pid], true, LONG).await.unwrap();
+    asking.join().expect("the answer is right").check();
+}
+
+#[tokio::test]
+async fn only_as_much_as_is_wanted_goes_out() {
+    let garage = Garage::new(Bench::any(), 1024);
+    let engine = garage.engine(&["--weights", "512MiB", "--cache", "64MiB"]).await;
+    let resident = garage.free().await;
+    let out = garage.server.park_out(vec![engine.pid()], Some(100 * MIB), REST, LONG).await.unwrap();
+    assert!(out.bytes >= 100 * MIB && out.bytes < 576 * MIB, "{out:?}");
+    assert_eq!(out.bytes + out.stayed, 576 * MIB);
+    assert_eq!(garage.free().await, resident + out.bytes);
+    assert_eq!(garage.back(&engine).await.bytes, out.bytes);
+    engine.check();
+}
+
+#[tokio::test]
+async fn a_pool_that_is_too_small_refuses_and_harms_nobody() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.engine(&["--weights", "300MiB"]).await;
+    let resident = garage.free().await;
+    let refused = garage.server.park_out(vec![engine.pid()], None, REST, LONG).await.unwrap_err();
+    assert!(refused.to_string().contains("give it more"), "{refused}");
+    assert_eq!(garage.free().await, resident);
+    engine.check();
+}
+
+#[tokio::test]
+async fn the_pool_is_free_again_when_an_engine_ends() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.engine(&["--weights", "128MiB"]).await;
+    garage.out(&engine).await;
+    assert_eq!(garage.pool().await.used, 128 * MIB);
+    drop(engine);
+    let deadline = std::time::Instant::now() + LONG;
+    while garage.pool().await.used > 0 {
+        assert!(std::time::Instant::now() < deadline, "the pool is still in use");
+        tokio::task::yield_now().await;
+    }
+}
