@@ -4,6 +4,16 @@
 //! start (swap out, see the resources free, swap in, get the same greedy answer) and falls to the next one when a
 //! mechanism refuses or fails, at the trial or later in service. Loss is impossible by order: a mechanism that refuses
 //! leaves the engine as it was ([`SwapError::unharmed`]); one that broke the engine says so and it is started again.
+//!
+//! | file | role |
+//! | --- | --- |
+//! | `swapper` | one engine's ladder in service: the rung in use, strikes, what was crossed out |
+//! | `trial` | which rung really works, found out before anybody depends on it |
+//! | `ladder` | which mechanism is built from what: the one table |
+//! | `memory`, `gpus` | what an engine holds, measured |
+//! | `freeze`, `restart`, `hook`, `sleep`, [`checkpoint`] | the mechanisms |
+//!
+//! A stranger uses [`Swapper`]; to add a mechanism: a file here, a kind in [`crate::units`], a line in `ladder`.
 
 pub mod checkpoint;
 mod freeze;

@@ -102,6 +102,13 @@ impl MemoryProbe for PretendedGpu {
     }
 }
 
+/// An engine that has been started.
+pub async fn launched(lab: &Lab, plan: ModelPlan) -> Engine {
+    let mut engine = lab.engine(plan);
+    engine.launch(&|_| {}).await.expect("the engine starts");
+    engine
+}
+
 /// A plan with everything at a value that suits a test.
 pub fn plan(name: &str, command: &[&str], swap: &[MechanismKind]) -> ModelPlan {
     ModelPlan {

@@ -2,4 +2,5 @@
 
 mod lab;
 mod launch;
+mod sleep;
 mod swap;
