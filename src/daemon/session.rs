@@ -141,8 +141,8 @@ pub struct Session {
     endpoint: Published,
     run_dir: RunDir,
     end: EndPlan,
-    /// The gpu server ends when its last client is dropped: after the engines.
-    _gpu: Option<GpuClient>,
+    /// The gpu server ends with its last client: after the engines.
+    gpu: Option<GpuClient>,
 }
 
 impl Session {
@@ -222,7 +222,7 @@ impl Session {
             workers,
             endpoint,
             run_dir,
-            _gpu: found.client,
+            gpu: found.client,
         })
     }
 
@@ -272,6 +272,9 @@ impl Session {
         let _ = timeout(Duration::from_secs(2), &mut self.router).await;
         self.core.close_journal();
         let mut left = Vec::new();
+        if let Some(gpu) = self.gpu.take() {
+            gpu.end().await;
+        }
         let swept = sweep().await.unwrap_or_else(|error| {
             left.push(format!("processes below this one: {error}"));
             0

@@ -64,6 +64,16 @@ impl GpuClient {
         Self { calls, generation }
     }
 
+    /// Gives this handle up and waits until the gpu server has ended, for as long as no other handle is left that it
+    /// serves; at most two seconds.
+    pub async fn end(self) {
+        let Self { calls, mut generation } = self;
+        drop(calls);
+        let ended = async { while generation.changed().await.is_ok() {} };
+        // One that hangs in the kernel ends when it comes out; it cannot be waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
+    }
+
     /// How often a gpu server has been started. A change means that calls under way at that time were lost.
     pub fn generation(&self) -> u64 {
         *self.generation.borrow()

@@ -28,6 +28,8 @@ use super::protocol::{Answer, Call, Numbered, Outcome, checked_length, frame};
 
 /// How long a call waits for a server that cannot be started.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a killed server may take to be gone before the next one is started beside it.
+const END_LIMIT: Duration = Duration::from_secs(1);
 /// Wait before the second start; doubled for each further one …
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// … up to this.
@@ -95,9 +97,7 @@ impl Keeper {
             let why = match self.start().await {
                 Ok(mut server) => {
                     let why = self.serve(&mut server).await;
-                    // It may have ended by itself. One that hangs in the kernel is reaped when it comes out.
-                    let _ = server.child.signal(Signal::KILL);
-                    drop(server);
+                    end(server).await;
                     match why {
                         Some(why) => why,
                         None => return,
@@ -222,6 +222,13 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Kills a server; its memory and contexts are gone on return, unless it hangs in the kernel.
+async fn end(server: Server) {
+    // It may have ended by itself.
+    let _ = server.child.signal(Signal::KILL);
+    let _ = tokio::time::timeout(END_LIMIT, server.child.exited()).await;
 }
 
 async fn until(deadline: Option<Instant>) {
