@@ -99,6 +99,7 @@ async fn router(engine: &Engine) -> (Rc<FixedGate>, String) {
         max_body: 2 << 20,
         header_timeout: Duration::from_secs(10),
         idle_stream_timeout: None,
+        max_connections: 1000,
         close_grace: Duration::from_secs(1),
     };
     task::spawn_local(serve(listeners, gate.clone(), config, std::future::pending()));

@@ -82,6 +82,7 @@ pub fn router(upstream: &str) {
             max_body: 64 << 20,
             header_timeout: Duration::from_secs(600),
             idle_stream_timeout: Some(Duration::from_secs(600)),
+            max_connections: 20_000,
             close_grace: Duration::from_secs(1),
         };
         serve(listeners, FixedGate::new(vec![Entry::new("m", upstream)]), config, pending()).await;

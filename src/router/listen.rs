@@ -1,7 +1,9 @@
 //! Where clients connect: TCP and a Unix socket at once.
 
 use super::socket::Socket;
+use nix::sys::resource::{Resource, getrlimit};
 use std::{
+    cell::Cell,
     future::{pending, poll_fn},
     io,
     net::SocketAddr,
@@ -15,11 +17,22 @@ use tokio::net::{TcpListener, UnixListener};
 /// After a failed accept (out of descriptors, say) none is tried for this long: clients wait in the kernel's queue.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Descriptors left for everything but clients and what is forwarded for them: logs, engines' pipes, the daemon.
+const RESERVED: u64 = 128;
+
+/// How many clients this process has descriptors for, each with a connection to an engine (`RLIMIT_NOFILE`).
+pub fn bearable_connections() -> u32 {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    u32::try_from(soft.saturating_sub(RESERVED) / 2).unwrap_or(u32::MAX).max(16)
+}
+
 /// Bound sockets, before anything is served. The Unix socket's file is removed on drop.
 #[derive(Default)]
 pub struct Listeners {
     tcp: Vec<TcpListener>,
     unix: Option<(UnixListener, PathBuf)>,
+    /// Whether the last accept failed, so that a lasting failure is logged once.
+    failing: Cell<bool>,
 }
 
 impl Listeners {
@@ -70,10 +83,15 @@ impl Listeners {
                 return pending().await;
             }
             match accepted.await {
-                Ok(socket) => return socket,
+                Ok(socket) => {
+                    self.failing.set(false);
+                    return socket;
+                }
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
-                    tracing::warn!(error = %e, "a client could not be accepted; trying again");
+                    if !self.failing.replace(true) {
+                        tracing::warn!(error = %e, "clients can't be accepted; trying again until they can");
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -60,6 +60,8 @@ pub struct RouterConfig {
     pub header_timeout: Duration,
     /// Longest silence of a resident engine in mid-stream.
     pub idle_stream_timeout: Option<Duration>,
+    /// Clients' connections at once; further ones wait in the kernel's queue.
+    pub max_connections: u32,
     /// After the shutdown begins, time for the last bytes to reach the clients.
     pub close_grace: Duration,
 }
@@ -72,6 +74,7 @@ impl RouterConfig {
             max_body: plan.max_body.0,
             header_timeout: plan.header_timeout,
             idle_stream_timeout: plan.idle_stream_timeout,
+            max_connections: listen::bearable_connections(),
             close_grace: Duration::from_secs(1),
         }
     }

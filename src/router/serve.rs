@@ -19,9 +19,9 @@ use crate::observe::metrics::Arrival;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, future::Future, pin::pin, rc::Rc, time::Duration};
+use std::{convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::spawn_local,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -48,8 +48,9 @@ pub async fn serve(
     let close_grace = config.close_grace;
     let router = Rc::new(Router::new(gate, config, exchanges, ending.clone()));
     let drainer = spawn_local(exchange::drain(abandoned));
-    // Every connection holds a sender; when all are gone the receiver says so.
-    let (open, mut all_closed) = mpsc::channel::<Infallible>(1);
+    // Every connection holds a permit; when all can be had, none is open.
+    let permits = router.config.max_connections;
+    let free = Arc::new(Semaphore::new(permits as usize));
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = pin!(shutdown);
@@ -57,23 +58,29 @@ pub async fn serve(
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            socket = listeners.accept() => {
-                spawn_local(connection(router.clone(), socket, open.clone(), ending.clone()));
+            (socket, permit) = next(&listeners, &free) => {
+                spawn_local(connection(router.clone(), socket, permit, ending.clone()));
             }
             _ = sweep.tick() => router.exchanges.pool.sweep(),
         }
     }
-    drop((listeners, open));
+    drop(listeners);
     end.send_replace(true);
     // Err is a client that doesn't read: its connection ends with the runtime.
-    let _ = timeout(close_grace, all_closed.recv()).await;
+    let _ = timeout(close_grace, free.acquire_many(permits)).await;
     drainer.abort();
+}
+
+/// The next client, as soon as there is room for one.
+async fn next(listeners: &Listeners, free: &Arc<Semaphore>) -> (Socket, OwnedSemaphorePermit) {
+    let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
+    (listeners.accept().await, permit)
 }
 
 async fn connection(
     router: Rc<Router>,
     socket: Socket,
-    _open: mpsc::Sender<Infallible>,
+    _permit: OwnedSemaphorePermit,
     mut ending: watch::Receiver<bool>,
 ) {
     let _counted = router.metrics.connection();

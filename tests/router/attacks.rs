@@ -243,3 +243,20 @@ fn rubbish_never_reaches_an_engine() {
         assert!(untouched(&mut bed));
     });
 }
+
+#[test]
+fn clients_beyond_the_limit_wait_for_a_place() {
+    let mut setup = Setup::default();
+    setup.config.max_connections = 2;
+    run_with(setup, vec![vec![json(200, "{}")]], async |bed| {
+        let mut first = bed.client().await;
+        let mut second = bed.client().await;
+        assert_eq!(first.get("/health").await.status, 200);
+        assert_eq!(second.get("/health").await.status, 200);
+        let mut third = bed.client().await;
+        let text = second.get("/metrics").await.body;
+        assert!(text.contains("swapserve_open_connections 2"), "{text}");
+        drop(first);
+        assert_eq!(third.get("/health").await.status, 200);
+    });
+}

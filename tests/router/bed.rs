@@ -37,6 +37,7 @@ impl Default for Setup {
             max_body: 1 << 20,
             header_timeout: Duration::from_secs(10),
             idle_stream_timeout: None,
+            max_connections: 1000,
             close_grace: Duration::from_secs(5),
         };
         Self { config, entry: |_| {} }
