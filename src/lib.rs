@@ -16,6 +16,7 @@
 //! | [`topology`] | cores, NUMA nodes, GPUs; who gets which |
 //! | [`engine`] | what an engine is: launch, readiness, logs |
 //! | [`gpu`] | the driver and NVML behind one child process |
+//! | [`sim`] | the scheduler without engines: simulation, replay of journals |
 //! | [`swap`] | the mechanisms behind one trait, the trial, the ladder |
 
 pub mod cli;
@@ -28,6 +29,7 @@ pub mod observe;
 pub mod process;
 pub mod router;
 pub mod scheduler;
+pub mod sim;
 pub mod swap;
 pub mod topology;
 pub mod units;

@@ -117,16 +117,6 @@ impl Core {
         at(&self.state.borrow())
     }
 
-    /// Starts the engines.
-    pub fn boot(&self) {
-        let now = self.now();
-        let mut state = self.state.borrow_mut();
-        let State { scheduler, effects, .. } = &mut *state;
-        scheduler.boot(now, effects);
-        self.carry_out(&mut state, now);
-        self.run_pending(&mut state);
-    }
-
     /// Tells the scheduler what happened and carries out what it asks for. May be called while effects are being
     /// carried out (a receiver that is gone gives its lease back): the event then follows in order.
     pub fn post(&self, event: Event) {

@@ -1,11 +1,12 @@
-//! Events and effects as JSON lines, in the order the scheduler saw them: `{"at":µs,"event":…}`, `{"at":µs,"effect":…}`.
+//! What the scheduler is made from, and events and effects in the order it saw them, as JSON lines: `{"at":0,"setup":…}`,
+//! `{"at":µs,"event":…}`, `{"at":µs,"effect":…}`.
 //!
-//! A journal replays: fed back into a scheduler of the same plan, the events give the same effects. Lines are written by
+//! A journal replays ([`crate::sim::replay`]): the events give the same effects. Lines are written by
 //! a thread of their own, so that a slow file system never delays a request; when that thread falls [`BACKLOG`] lines
 //! behind, the journal ends with a line that says so rather than growing without bound.
 
 use crate::{
-    scheduler::{Effect, Event},
+    scheduler::{Effect, Event, Setup},
     units::Moment,
 };
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub struct Journal {
 struct Line<'a> {
     at: Moment,
     #[serde(skip_serializing_if = "Option::is_none")]
+    setup: Option<&'a Setup>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<&'a Event>,
     #[serde(skip_serializing_if = "Option::is_none")]
     effect: Option<&'a Effect>,
@@ -48,14 +51,19 @@ impl Journal {
         Ok(Journal { lines: Some(lines), writer: Some(writer) })
     }
 
+    /// Notes what the scheduler is made from; the first line.
+    pub fn setup(&mut self, setup: &Setup) {
+        self.line(&Line { at: Moment::ZERO, setup: Some(setup), event: None, effect: None });
+    }
+
     /// Notes an event before the scheduler sees it.
     pub fn event(&mut self, at: Moment, event: &Event) {
-        self.line(&Line { at, event: Some(event), effect: None });
+        self.line(&Line { at, setup: None, event: Some(event), effect: None });
     }
 
     /// Notes an effect that the scheduler asked for.
     pub fn effect(&mut self, at: Moment, effect: &Effect) {
-        self.line(&Line { at, event: None, effect: Some(effect) });
+        self.line(&Line { at, setup: None, event: None, effect: Some(effect) });
     }
 
     fn line(&mut self, line: &Line<'_>) {

@@ -15,7 +15,7 @@ use crate::{
     job::{self, Endpoint, Job, Published, RunDir, RunDirError},
     process::{self, ProcFs, SpawnError, Spawner, Tree},
     router::{self, Listeners, RouterConfig, auth::Key},
-    scheduler::{Bounds, Event, Scheduler},
+    scheduler::{Bounds, Event, Scheduler, Setup},
     topology::Allowed,
 };
 use std::{
@@ -162,7 +162,7 @@ impl Session {
             None
         };
         let (listeners, facts) = listen(&plan, &job, &run_dir).await?;
-        let journal = match &options.journal {
+        let mut journal = match &options.journal {
             Some(path) => Some(
                 Journal::create(path)
                     .map_err(|source| SessionError::Journal { path: path.clone(), source })?,
@@ -173,8 +173,12 @@ impl Session {
         let Wiring { resources, gpus, prepared } =
             wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
         let capacity = specs::capacity(&plan, &resources);
-        let specs = specs::specs(&plan, &gpus, &capacity);
-        let scheduler = Scheduler::new(specs, capacity, Bounds::from(&plan.scheduler));
+        let models = specs::specs(&plan, &gpus, &capacity);
+        let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
+        if let Some(journal) = &mut journal {
+            journal.setup(&setup);
+        }
+        let scheduler = Scheduler::new(setup);
 
         let (ending, ends) = watch::channel(false);
         let (reports, mut reported) = mpsc::unbounded_channel();
@@ -205,7 +209,7 @@ impl Session {
         }));
         let endpoint = endpoint(&facts, key.as_deref(), &plan);
         let endpoint = endpoint.publish(options.endpoint_file.as_deref()).map_err(SessionError::RunDir)?;
-        core.boot();
+        core.post(Event::Boot);
         Ok(Session {
             end: EndPlan::within(job.kill_wait),
             endpoint_file: endpoint.path().to_owned(),

@@ -10,6 +10,9 @@ use std::time::Duration;
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "fields are described at their variant")]
 pub enum Event {
+    /// The run begins: every engine is to be started once, as many at a time as fit. Each one is resident after its trial
+    /// and goes out when another one needs the room; the preloaded and pinned ones are brought back when all are through.
+    Boot,
     /// A request for a model arrived and its body has been read.
     Arrived { request: RequestId, model: ModelId },
     /// A waiting request's client went away.

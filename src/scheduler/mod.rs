@@ -69,11 +69,11 @@ mod view;
 pub use event::{Effect, EngineFault, Event, Rejection, SwapMeasure};
 pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, Reason, What};
 pub use ledger::LedgerView;
-pub use spec::{Bounds, ModelSpec, RestartPolicy};
+pub use spec::{Bounds, ModelSpec, RestartPolicy, Setup};
 pub use state::State;
 pub use view::ModelStatus;
 
-use crate::units::{Footprint, Moment};
+use crate::units::Moment;
 use ledger::Ledger;
 use model::Model;
 use queue::Requests;
@@ -99,13 +99,13 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler that has started nothing yet.
-    pub fn new(specs: Vec<ModelSpec>, capacity: Footprint, bounds: Bounds) -> Self {
+    /// A scheduler that has started nothing yet; [`Event::Boot`] sets it going.
+    pub fn new(setup: Setup) -> Self {
         Scheduler {
-            models: specs.into_iter().map(Model::new).collect(),
-            ledger: Ledger::new(capacity),
+            models: setup.models.into_iter().map(Model::new).collect(),
+            ledger: Ledger::new(setup.capacity),
             requests: Requests::new(),
-            bounds,
+            bounds: setup.bounds,
             ends: None,
             draining: false,
             booting: false,
@@ -115,16 +115,10 @@ impl Scheduler {
         }
     }
 
-    /// Starts every engine, as many at once as fit. Each one is resident after its trial and goes out when another one
-    /// needs the room; the preloaded and pinned ones are brought back when all are through.
-    pub fn boot(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        self.want_all(now);
-        self.settle(now, effects);
-    }
-
     /// Takes in what happened and appends what is to be done about it.
     pub fn step(&mut self, now: Moment, event: Event, effects: &mut Vec<Effect>) {
         match event {
+            Event::Boot => self.boot(now, effects),
             Event::Arrived { request, model } => self.arrived(request, model, now, effects),
             Event::Cancelled { request } | Event::Released { request } => self.ended(request, now, effects),
             Event::Started { model, measure } => {

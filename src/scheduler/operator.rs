@@ -89,12 +89,12 @@ impl Scheduler {
         self.settle(now, fx);
     }
 
-    /// Every engine is to be started once; the preloaded and pinned ones come back when all are through.
-    pub(super) fn want_all(&mut self, now: Moment) {
+    pub(super) fn boot(&mut self, now: Moment, fx: &mut Vec<Effect>) {
         self.booting = true;
         for model in self.models.iter_mut().filter(|model| model.state == State::Cold) {
             model.wish = Some((Urgency::Start, now));
         }
+        self.settle(now, fx);
     }
 
     /// When the last engine is through its start, the config's own wishes come up; whether that was now.

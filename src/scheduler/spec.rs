@@ -5,6 +5,17 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::{sync::Arc, time::Duration};
 
+/// Everything a scheduler is made from. With the events that followed it, it replays a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setup {
+    /// One a model; [`crate::units::ModelId`] is the index.
+    pub models: Vec<ModelSpec>,
+    /// What the job has.
+    pub capacity: Footprint,
+    /// The bounds.
+    pub bounds: Bounds,
+}
+
 /// One model, as the scheduler needs to know it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {

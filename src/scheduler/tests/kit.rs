@@ -1,7 +1,7 @@
 //! Builders and a small world for the tests: models on GPUs of 80 GiB, engines that answer when told to.
 
 use super::super::*;
-use crate::units::{Bytes, MechanismKind, ModelId, RequestId};
+use crate::units::{Bytes, Footprint, MechanismKind, ModelId, RequestId};
 use std::{fmt::Write, time::Duration};
 
 /// A model of `gib` on GPU 0; its state while out is `gib` of host memory.
@@ -88,6 +88,10 @@ pub(super) fn capacity(gpus: usize) -> Footprint {
     Footprint::on_gpus(&all, Bytes::gib(80)).with_host(Bytes::gib(400)).with_slots(2)
 }
 
+pub(super) fn setup(models: Vec<ModelSpec>, gpus: usize) -> Setup {
+    Setup { models, capacity: capacity(gpus), bounds: bounds() }
+}
+
 /// A scheduler with a clock and a transcript. Every step is followed by the check of all invariants.
 pub(super) struct Desk {
     pub(super) scheduler: Scheduler,
@@ -103,8 +107,8 @@ impl Desk {
     }
 
     pub(super) fn with_gpus(gpus: usize, models: Vec<ModelBuilder>) -> Self {
-        let specs = models.into_iter().map(ModelBuilder::build).collect();
-        let scheduler = Scheduler::new(specs, capacity(gpus), bounds());
+        let models = models.into_iter().map(ModelBuilder::build).collect();
+        let scheduler = Scheduler::new(setup(models, gpus));
         Desk { scheduler, now: Moment::ZERO, effects: Vec::new(), next_request: 0 }
     }
 
@@ -116,9 +120,7 @@ impl Desk {
     }
 
     pub(super) fn boot(&mut self) {
-        let mut effects = Vec::new();
-        self.scheduler.boot(self.now, &mut effects);
-        self.effects.extend(effects);
+        self.tell(Event::Boot);
         self.run_moves();
         self.transcript();
     }

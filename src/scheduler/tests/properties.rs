@@ -2,7 +2,7 @@
 
 use super::{
     super::*,
-    kit::{ModelBuilder, bounds, capacity, model},
+    kit::{ModelBuilder, bounds, model, setup},
     world::{Action, Outcome, World},
 };
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
@@ -77,7 +77,7 @@ proptest! {
     /// bound; and once nothing goes wrong any more, everything comes to rest.
     #[test]
     fn every_history_keeps_the_rules(specs in specs(), history in history()) {
-        let mut world = World::new(specs, capacity(2));
+        let mut world = World::new(setup(specs, 2));
         history.iter().for_each(|action| world.act(action));
         world.calm_down();
         world.assert_quiet();
@@ -86,15 +86,12 @@ proptest! {
     /// The same events bring the same effects.
     #[test]
     fn a_history_replays(specs in specs(), history in history()) {
-        let mut world = World::new(specs.clone(), capacity(2));
+        let mut world = World::new(setup(specs.clone(), 2));
         history.iter().for_each(|action| world.act(action));
-        let mut again = Scheduler::new(specs, capacity(2), bounds());
+        let mut again = Scheduler::new(setup(specs, 2));
         for (now, event, effects) in &world.journal {
             let mut replayed = Vec::new();
-            match event {
-                Some(event) => again.step(*now, event.clone(), &mut replayed),
-                None => again.boot(*now, &mut replayed),
-            }
+            again.step(*now, event.clone(), &mut replayed);
             prop_assert_eq!(effects, &replayed);
         }
     }
@@ -104,7 +101,7 @@ proptest! {
     #[test]
     fn waits_are_bounded_by_the_bounds(models in 2usize..5, arrivals in prop::collection::vec((0usize..8, 0u64..30_000), 1..60)) {
         let specs = (0..models).map(|_| model("one", 60).keeping_streams().build()).collect();
-        let mut world = World::new(specs, capacity(1));
+        let mut world = World::new(setup(specs, 1));
         world.calm_down();
         let promptly = |world: &mut World| while let Some(model) = world.moving().first().copied() {
             world.pass(Duration::from_millis(100));

@@ -1,15 +1,13 @@
 //! Scenarios: one rule each, read as a transcript.
 
 use super::{super::*, kit::*};
-use crate::units::Bytes;
+use crate::units::{Bytes, Footprint};
 use std::time::Duration;
 
 #[test]
 fn boot_starts_as_many_as_fit_and_brings_the_preloaded_back() {
     let mut desk = Desk::new(vec![model("chat", 30).preloaded(), model("coder", 40), model("judge", 60)]);
-    let mut effects = Vec::new();
-    desk.scheduler.boot(desk.now, &mut effects);
-    desk.effects = effects;
+    desk.tell(Event::Boot);
     assert!(desk.scheduler.is_booting());
     assert_eq!(desk.transcript(), "start coder\nstart chat");
     desk.finish("coder");

@@ -3,7 +3,7 @@
 //! It keeps its own account of what every engine holds and of where every request is, and judges each effect by that.
 
 use super::{super::*, kit};
-use crate::units::{Bytes, MechanismKind, ModelId, RequestId};
+use crate::units::{Bytes, Footprint, MechanismKind, ModelId, RequestId};
 use std::{collections::BTreeMap, time::Duration};
 
 /// Something that happens in the world. Indices are taken modulo what there is.
@@ -89,13 +89,14 @@ pub(super) struct World {
     /// Longest wait of a request that was served.
     pub(super) longest: Duration,
     /// Everything that was told and asked, to be replayed.
-    pub(super) journal: Vec<(Moment, Option<Event>, Vec<Effect>)>,
+    pub(super) journal: Vec<(Moment, Event, Vec<Effect>)>,
 }
 
 impl World {
-    pub(super) fn new(specs: Vec<ModelSpec>, capacity: Footprint) -> Self {
+    pub(super) fn new(setup: Setup) -> Self {
+        let Setup { models: specs, capacity, .. } = setup.clone();
         let engines = vec![Engine::default(); specs.len()];
-        let scheduler = Scheduler::new(specs.clone(), capacity.clone(), kit::bounds());
+        let scheduler = Scheduler::new(setup);
         let mut world = World {
             scheduler,
             specs,
@@ -111,9 +112,7 @@ impl World {
             longest: Duration::ZERO,
             journal: Vec::new(),
         };
-        let mut effects = Vec::new();
-        world.scheduler.boot(world.now, &mut effects);
-        world.judge(None, effects);
+        world.tell(Event::Boot);
         world
     }
 
@@ -297,11 +296,11 @@ impl World {
     fn tell(&mut self, event: Event) {
         let mut effects = Vec::new();
         self.scheduler.step(self.now, event.clone(), &mut effects);
-        self.judge(Some(event), effects);
+        self.judge(event, effects);
     }
 
     /// Carries the effects out, each one against the world's own account.
-    fn judge(&mut self, event: Option<Event>, effects: Vec<Effect>) {
+    fn judge(&mut self, event: Event, effects: Vec<Effect>) {
         self.scheduler.check_invariants().unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
         for effect in &effects {
             self.carry_out(effect);
