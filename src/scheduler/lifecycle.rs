@@ -97,6 +97,7 @@ impl Scheduler {
         let out = model.out.clone();
         self.ledger.correct(&mut model.held, out);
         model.enter(State::Out, now);
+        model.answer_asks_out(Ok(()), fx);
         self.failed(id, fault, now, fx);
     }
 
