@@ -4,7 +4,7 @@
 //! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
-use super::{Engine, ProbeError, Running, address, http::Call, http::send};
+use super::{ControlError, Engine, ProbeError, Running, address, http::Call, http::send};
 use crate::{
     config::{TemplateError, TemplateValues},
     process::{Launch, SpawnError},
@@ -29,8 +29,11 @@ use std::{
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// Longest time one health request may take: an engine that loads may accept and not answer.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time the first health request has; each one that is not answered gives the next one twice as long. A server that is
+/// still starting may accept a connection and never look at it.
+const FIRST_PATIENCE: Duration = Duration::from_millis(250);
+/// Longest time one health request may take.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of the log in an error.
 const TAIL: usize = 12;
 
@@ -272,6 +275,7 @@ impl Engine {
         stages: &(dyn Fn(Stage) + Send + Sync),
     ) -> Result<(), Trouble> {
         let mut pause = FIRST_PAUSE;
+        let mut patience = FIRST_PATIENCE;
         let mut shown = String::new();
         loop {
             tokio::time::sleep(pause.min(left(deadline))).await;
@@ -279,7 +283,7 @@ impl Engine {
             let key = running.key.as_deref();
             let call =
                 Call { method: Method::GET, path: &self.plan.health_path, headers: &[], body: vec![], key };
-            let last = match send(&running.upstream, call, HEALTH_TIMEOUT.min(left(deadline))).await {
+            let last = match send(&running.upstream, call, patience.min(left(deadline))).await {
                 // Up, under another health path than the plan's: the request that follows decides.
                 Ok(reply) if reply.status.is_success() || reply.status == StatusCode::NOT_FOUND => {
                     return match running.upstream {
@@ -288,7 +292,12 @@ impl Engine {
                     };
                 }
                 Ok(reply) => format!("{} {}", reply.status, reply.excerpt()).trim_end().to_owned(),
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    if matches!(error, ControlError::Timeout { .. }) {
+                        patience = (patience * 2).min(LONGEST_PATIENCE);
+                    }
+                    error.to_string()
+                }
             };
             if left(deadline).is_zero() {
                 return Err(Trouble::NeverReady { last });

@@ -13,7 +13,7 @@ use crate::{
 use std::time::{Duration, Instant};
 
 /// Tokens of the answer that is compared.
-const TOKENS: u32 = 16;
+const TOKENS: u32 = 8;
 /// How long one such answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
