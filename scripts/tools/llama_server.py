@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 
 import xllamacpp
 
@@ -91,15 +90,16 @@ def main():
     if unix:
         take_over(unix)
         os.umask(0o077)
-    end = threading.Event()
-    for s in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(s, lambda *_: end.set())
+    # Blocked in every thread and waited for in this one: of a process that was stopped and goes on, any thread may
+    # take the signal, and Python's handlers run in the main thread alone, which would sleep on.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         server = xllamacpp.Server(parameters(a))
     except RuntimeError as e:  # the library has printed the reason
         sys.exit(f"llama_server: cannot serve {a.model} on {a.host}:{a.port}: {e}")
     print("listening on", server.listening_address, flush=True)
-    end.wait()
+    signal.sigwait(ends)
     if unix and os.path.exists(unix):
         os.unlink(unix)
     # The library's threads have nothing left to save, and joining them waits for open streams.
