@@ -4,22 +4,15 @@
 //! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
-use super::{ControlError, Engine, ProbeError, Running, address, http::Call, http::send};
-use crate::{
-    config::{TemplateError, TemplateValues},
-    process::{Launch, SpawnError},
-    router::gate::Upstream,
-};
+use super::{ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send};
+use crate::{config::TemplateValues, process::Launch, router::gate::Upstream};
 use ::http::{Method, StatusCode};
 use std::{
-    fmt, fs,
+    fs,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::{
-        fs::{DirBuilderExt, OpenOptionsExt},
-        process::ExitStatusExt,
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
     process::ExitStatus,
     sync::Mutex,
     time::{Duration, Instant},
@@ -54,118 +47,6 @@ pub enum Stage {
     Listening,
     /// The one-token request was answered.
     Answered,
-}
-
-/// Why an engine is not running.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// What an earlier launch left could not be ended.
-    #[error("cannot end what is left of the engine before starting it again: {0}")]
-    Leftover(io::Error),
-    /// Its socket's path is too long.
-    #[error(
-        "the socket path {} has {length} bytes and the kernel takes {}; choose a shorter run directory, or put \
-         {{{{ port }}}} in the command", path.display(), address::LONGEST_SOCKET_PATH - 1
-    )]
-    SocketPath {
-        /// The path.
-        path: PathBuf,
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// There is no port for it.
-    #[error("the kernel gives no loopback port for the engine: {0}")]
-    Port(io::Error),
-    /// There is no randomness for its key.
-    #[error("cannot make the engine's key: {0}")]
-    Key(getrandom::Error),
-    /// Its command cannot be made from the templates of the config.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// Its command has no words.
-    #[error("the engine's command is empty; set command = [...] for this model")]
-    NoCommand,
-    /// A file or directory of its own cannot be written.
-    #[error("cannot write {}: {source}; check that the run directory is yours and has room", path.display())]
-    Files {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// It was not executed.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// It ended before it answered.
-    #[error("{} ended after {:.1} s with {}; {seen}", seen.program, after.as_secs_f64(), describe(*status))]
-    Exited {
-        /// How it ended.
-        status: ExitStatus,
-        /// From launch to exit.
-        after: Duration,
-        /// What it was and wrote.
-        seen: Box<Seen>,
-    },
-    /// It did not become healthy in time.
-    #[error(
-        "{} was not ready after {} s ({health}: {last}); if it needs longer raise start_timeout, if it answers \
-         elsewhere set health_path; {seen}", seen.program, within.as_secs()
-    )]
-    NeverReady {
-        /// Its health path.
-        health: String,
-        /// The time it had.
-        within: Duration,
-        /// What the last attempt met.
-        last: String,
-        /// What it was and wrote.
-        seen: Box<Seen>,
-    },
-    /// It is healthy and does not answer a request.
-    #[error("{} is up but did not answer a one-token request: {source}; {seen}", seen.program)]
-    NoAnswer {
-        /// What it did instead.
-        source: Box<ProbeError>,
-        /// What it was and wrote.
-        seen: Box<Seen>,
-    },
-    /// The port was taken by somebody else between its choice and the engine's start.
-    #[error(
-        "port {0} was taken by another user's process before the engine could have it; start the engine again"
-    )]
-    Stranger(u16),
-}
-
-/// What is known of an engine that did not start.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The program that was started.
-    pub program: String,
-    /// Its log file.
-    pub log: PathBuf,
-    /// The last lines that this launch wrote there.
-    pub tail: String,
-}
-
-impl fmt::Display for Seen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.tail.as_str() {
-            "" => write!(f, "it wrote nothing to {}", self.log.display()),
-            tail => write!(f, "the end of {}:\n{tail}", self.log.display()),
-        }
-    }
-}
-
-impl LaunchError {
-    /// Whether the same launch may succeed another time; else the config has to change first.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            LaunchError::Template(_) | LaunchError::NoCommand | LaunchError::SocketPath { .. } => false,
-            LaunchError::Spawn(error) => !matches!(error, SpawnError::Exec { .. }),
-            LaunchError::NoAnswer { source, .. } => source.passes(),
-            _ => true,
-        }
-    }
 }
 
 impl Engine {
@@ -333,6 +214,9 @@ impl Engine {
             tail: self.log.tail_from(begin, TAIL, self.key().map(|key| &**key)),
         });
         match trouble {
+            Trouble::Exited(_) if self.port.is_some() && says_port_taken(&seen.tail) => {
+                LaunchError::PortTaken { port: self.port.unwrap_or_default(), seen }
+            }
             Trouble::Exited(status) => {
                 let after = self.running().map(|running| running.started.elapsed()).unwrap_or_default();
                 LaunchError::Exited { status, after, seen }
@@ -361,6 +245,11 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
+/// Whether an engine's last words are the kernel's text for EADDRINUSE, which every runtime passes on.
+fn says_port_taken(tail: &str) -> bool {
+    tail.to_lowercase().contains("address already in use")
+}
+
 /// 32 random bytes in hexadecimal.
 fn random_key() -> Result<String, getrandom::Error> {
     let mut bytes = [0u8; 32];
@@ -379,12 +268,4 @@ fn make_own_dir(dir: &Path) -> Result<(), LaunchError> {
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
-}
-
-fn describe(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(libc::SIGKILL) => "SIGKILL (was the job out of memory?)".to_owned(),
-        Some(signal) => format!("signal {signal}"),
-        None => format!("exit code {}", status.code().unwrap_or_default()),
-    }
 }

@@ -14,7 +14,8 @@
 //! | file | role |
 //! | --- | --- |
 //! | `env` | what the run gives an engine: spawner, directories, GPUs, environment |
-//! | `launch` | command → process → listening → answered, and what can go wrong on the way |
+//! | `launch` | command → process → listening → answered |
+//! | `error` | what can go wrong on the way |
 //! | `address` | where it listens: a Unix socket, or a loopback port that nobody else has |
 //! | `probe` | the greedy request that proves readiness and, repeated, that a swap changed nothing |
 //! | `http` | one request over one connection, with a deadline |
@@ -23,6 +24,7 @@
 
 mod address;
 mod env;
+mod error;
 mod http;
 mod launch;
 mod log;
@@ -30,8 +32,9 @@ mod memory;
 mod probe;
 
 pub use env::{Cookie, EngineEnv};
+pub use error::{LaunchError, Seen};
 pub use http::{ControlError, Reply};
-pub use launch::{LaunchError, Seen, Stage};
+pub use launch::Stage;
 pub use probe::{Answer, ProbeError};
 
 use crate::{

@@ -98,6 +98,16 @@ async fn a_command_that_exits_at_once_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn a_port_that_somebody_has_is_named() {
+    let lab = Lab::new();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").expect("there are free ports");
+    let port = held.local_addr().expect("it is bound").port().to_string();
+    let error = fails(&lab, lab.fake("a", &["--port", &port])).await;
+    assert!(matches!(error, LaunchError::PortTaken { .. }) && error.may_pass(), "{error}");
+    assert!(error.to_string().contains("its port is taken"), "{error}");
+}
+
+#[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let lab = Lab::new();
     let plan = ModelPlan { command: vec!["no-such-engine".into()], ..lab.fake("a", &[]) };
