@@ -155,14 +155,14 @@ fn the_shutdown_ends_streams_with_an_error_and_requests_with_a_503() {
 #[test]
 fn silence_counts_only_while_the_engine_is_resident() {
     let mut setup = Setup::default();
-    setup.config.idle_stream_timeout = Some(Duration::from_millis(200));
+    setup.config.idle_stream_timeout = Some(Duration::from_millis(20));
     run_with(setup, vec![vec![events(), chunk("data: 1\n\n"), Step::Wait]], async |bed| {
         bed.gate.resident.set(false);
         let mut client = bed.client().await;
         client.send(post("/v1/chat/completions", CHAT)).await;
         client.until("data: 1\n\n").await;
-        // Time passes for the router too: its timers fire before a later one of ours.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Four times in a row would be too long.
+        bed.until(|gate| gate.asked_resident.get() > 8).await;
         assert_eq!(bed.gate.leases.get(), 1);
         bed.gate.resident.set(true);
         assert!(client.until("\r\n0\r\n\r\n").await.contains("idle_stream_timeout"));

@@ -62,6 +62,8 @@ pub struct FixedGate {
     pub asked: RefCell<Vec<(String, Verb)>>,
     pub accepting: Cell<bool>,
     pub resident: Cell<bool>,
+    /// How often the router has asked whether a model is resident.
+    pub asked_resident: Cell<u32>,
     pub stopped: Cell<bool>,
 }
 
@@ -78,6 +80,7 @@ impl FixedGate {
             asked: RefCell::default(),
             accepting: Cell::new(true),
             resident: Cell::new(true),
+            asked_resident: Cell::new(0),
             stopped: Cell::new(false),
         })
     }
@@ -163,6 +166,11 @@ impl Gate for FixedGate {
             detail: String::new(),
         };
         self.entries.iter().map(view).collect()
+    }
+
+    fn is_resident(&self, _model: &str) -> bool {
+        self.asked_resident.set(self.asked_resident.get() + 1);
+        self.resident.get()
     }
 
     fn admin(self: Rc<Self>, model: &str, verb: Verb) -> LocalFuture<Result<(), VerbError>> {
