@@ -84,8 +84,8 @@ async fn measure(options: &Options) {
         let before = server.process_memory().await.expect("NVML lists processes");
         let held: u64 = before.iter().filter(|it| it.pid == engine.pid()).filter_map(|it| it.bytes).sum();
         for cycle in 0..options.cycles {
-            if let Some(driver) = &direct {
-                let (out, back) = direct_cycle(driver, engine.pid());
+            let driver_alone = direct.as_ref().map(|driver| direct_cycle(driver, engine.pid()));
+            if let Some((out, back)) = driver_alone {
                 println!("{gib} GiB, cycle {cycle}, direct: out {out:.4} s, in {back:.4} s");
             }
             let phases = server_cycle(&server, &engine, held).await;
@@ -99,6 +99,7 @@ async fn measure(options: &Options) {
                     "gpu": gpu.name, "driver": description.driver_version, "commit": options.commit,
                     "work": format!("test engine, {gib} GiB"), "mechanism": "checkpoint", "cycle": cycle,
                     "out_s": out, "in_s": back, "left_mib": 0, "bytes": held, "bus_gib_s": bus,
+                    "direct_out_s": driver_alone.map(|it| it.0), "direct_in_s": driver_alone.map(|it| it.1),
                     "phases": phases.iter().copied().collect::<BTreeMap<_, _>>(),
                 });
                 let mut file =

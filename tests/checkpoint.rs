@@ -223,6 +223,24 @@ async fn a_gpu_server_killed_in_any_state_costs_no_engine() {
     }
 }
 
+/// The driver finishes a move by itself when the gpu server that asked for it is killed.
+#[tokio::test]
+async fn a_gpu_server_killed_in_mid_move_costs_no_engine() {
+    let bench = if gpu_bench::real() { Bench::any() } else { Bench::slow() };
+    let weights = if gpu_bench::real() { "4GiB" } else { "64MiB" };
+    let mut case = Case::start(&bench, &["--weights", weights], "").await;
+    let limit = Duration::from_millis(250);
+    let mut log = MoveLog::new(Instant::now() + limit, 0);
+    let error = case.mechanism.swap_out(&mut case.engine, &mut log).await.unwrap_err();
+    assert!(error.unharmed && error.stage == "checkpoint", "{error}");
+    assert_eq!(case.server.generation(), 2);
+    case.intact().await;
+    case.out().await.unwrap();
+    case.back_within(limit).await.unwrap();
+    assert_eq!(case.server.generation(), 3);
+    case.intact().await;
+}
+
 #[tokio::test]
 async fn a_restore_with_too_little_memory_never_starts() {
     let bench = Bench::any();
@@ -287,7 +305,7 @@ async fn the_trial_says_why_not_and_loses_nobody() {
 #[tokio::test]
 async fn an_engine_that_sleeps_first_leaves_nothing() {
     let bench = Bench::any();
-    let arguments = ["--weights", "64MiB", "--cache", "128MiB", "--enable-sleep-mode"];
+    let arguments = ["--weights", "64MiB", "--cache", "512MiB", "--enable-sleep-mode"];
     let asleep_first = |plan: &mut ModelPlan| {
         plan.engine = Preset::Vllm;
         plan.swap = vec![MechanismKind::SleepCheckpoint];

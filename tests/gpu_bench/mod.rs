@@ -36,6 +36,12 @@ impl Bench {
         Self::software(1).unwrap_or(Self { lab: None })
     }
 
+    /// The software driver with one GPU whose checkpoints and restores take their time: 64 MiB in a second.
+    pub fn slow() -> Self {
+        let gpu = Gpu { bytes: GIB, node: None };
+        Self::on(Machine { gpus: vec![gpu], out_mib_s: 64, in_mib_s: 64, ..Machine::default() })
+    }
+
     /// That software machine.
     pub fn on(machine: Machine) -> Self {
         Self { lab: Some(Lab::with(machine).expect("a temporary folder can be made")) }

@@ -35,7 +35,11 @@ impl Mechanism for SleepCheckpoint {
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         let asleep = self.sleep.swap_out(engine, log).await.map_err(|error| self.relabel(error))?;
         match self.checkpoint.swap_out(engine, log).await {
-            Ok(out) => Ok(Footprint { host: asleep.host + out.host, ..out }),
+            Ok(out) => {
+                // What the engine itself moved is its own secret.
+                log.moved = None;
+                Ok(Footprint { host: asleep.host + out.host, ..out })
+            }
             Err(error) if error.unharmed => {
                 // Half-way is neither in nor out: awake again, it is as it was.
                 let woken = self.sleep.swap_in(engine, log).await;
@@ -48,6 +52,7 @@ impl Mechanism for SleepCheckpoint {
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
+        log.moved = None;
         let resident = self.sleep.swap_in(engine, log).await;
         // Back on the GPU but not awake: out by neither mechanism, so it cannot be tried again.
         resident.map_err(|error| SwapError { unharmed: false, ..self.relabel(error) })
