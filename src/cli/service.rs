@@ -99,6 +99,10 @@ impl From<SessionError> for Error {
             SessionError::Spawner(_) | SessionError::Threads(_) => {
                 (Exit::Os, "see `ulimit -u` and the job's memory limit")
             }
+            SessionError::TooLittleHost(_) => (
+                Exit::TryAgain,
+                "ask for more --mem, give the model's `swap` list \"restart\", or lower [memory] host_headroom",
+            ),
             SessionError::Job(_) => (Exit::Os, "see `swapserve doctor`"),
             SessionError::Wiring(_) | SessionError::Gpus(_) => (Exit::Unavailable, "see `swapserve doctor`"),
         };

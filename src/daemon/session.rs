@@ -6,7 +6,7 @@
 use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
     gpus::{GpusError, JobGpus},
-    specs,
+    specs::{self, Resources, TooLittleHost},
     wiring::{self, Wiring},
 };
 use crate::{
@@ -89,6 +89,9 @@ pub enum SessionError {
     /// No place for sockets and keys.
     #[error("cannot make the run directory")]
     RunDir(#[source] RunDirError),
+    /// A model could never be swapped out.
+    #[error(transparent)]
+    TooLittleHost(#[from] TooLittleHost),
     /// The endpoint's address is taken or not ours.
     #[error("cannot listen on {address}")]
     Listen {
@@ -148,8 +151,11 @@ pub struct Session {
 impl Session {
     /// Makes everything and begins to serve; the engines' start is under way on return. Must be called in a
     /// [`tokio::task::LocalSet`].
-    pub async fn start(plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
+    pub async fn start(mut plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
         let Ground { job, spawner, gpus: found } = ground;
+        let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
+        let capacity = specs::capacity(&plan, &resources);
+        specs::keep_within_host(&mut plan, &capacity)?;
         let (plan, job) = (Arc::new(plan), Arc::new(job));
         for path in job::leftovers::sweep(job.id().as_deref()) {
             tracing::info!(path = %path.display(), "removed what a killed run of this job left");
@@ -170,9 +176,7 @@ impl Session {
             None => None,
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
-        let Wiring { resources, gpus, prepared } =
-            wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
-        let capacity = specs::capacity(&plan, &resources);
+        let Wiring { gpus, prepared } = wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
         let models = specs::specs(&plan, &gpus, &capacity);
         let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {

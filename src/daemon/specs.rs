@@ -39,6 +39,50 @@ pub fn slots(plan: &Plan, cores: usize) -> u32 {
     }
 }
 
+/// A model that leaves more on the host while it is out than the job has there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model {model} leaves {leaves} in host memory while it is out, and this job has {has} for that")]
+pub struct TooLittleHost {
+    /// The model.
+    pub model: String,
+    /// What it leaves.
+    pub leaves: Bytes,
+    /// What there is.
+    pub has: Bytes,
+}
+
+/// Where what an engine leaves on the host is more than the job has, takes the mechanisms that do so off its ladder.
+///
+/// # Errors
+/// When none is left: nothing could ever start.
+pub fn keep_within_host(plan: &mut Plan, capacity: &Footprint) -> Result<(), TooLittleHost> {
+    for model in &mut plan.models {
+        let Some(memory) = model.gpu_memory.filter(|_| model.gpus > 0) else { continue };
+        let leaves = Bytes(memory.0 * u64::from(model.gpus));
+        if leaves <= capacity.host {
+            continue;
+        }
+        let level = model.sleep_level;
+        let light: Vec<MechanismKind> =
+            model.swap.iter().copied().filter(|kind| !leaves_on_host(*kind, level)).collect();
+        if light.is_empty() {
+            return Err(TooLittleHost { model: model.name.clone(), leaves, has: capacity.host });
+        }
+        tracing::warn!(model = model.name, %leaves, has = %capacity.host, "too little host memory to keep it while it is out");
+        model.swap = light;
+    }
+    Ok(())
+}
+
+/// Whether an engine's GPU memory goes to the host when it is swapped so. Sleep level 2 drops it, level 1 keeps weights.
+fn leaves_on_host(kind: MechanismKind, sleep_level: u8) -> bool {
+    match kind {
+        MechanismKind::Park | MechanismKind::ParkCheckpoint | MechanismKind::Checkpoint => true,
+        MechanismKind::Sleep | MechanismKind::SleepCheckpoint => sleep_level == 1,
+        MechanismKind::Freeze | MechanismKind::Restart | MechanismKind::Hook => false,
+    }
+}
+
 /// Which of the job's GPUs each model runs on: for each in order, those with the least memory promised so far. A model
 /// that does not say what it takes counts as a whole GPU. The config's check has seen that there are enough.
 pub fn assign_gpus(plan: &Plan, totals: &[Bytes]) -> Vec<SmallVec<[usize; 8]>> {
@@ -74,9 +118,12 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         for gpu in gpus {
             each[*gpu] = model.gpu_memory.unwrap_or(capacity.gpu[*gpu]);
         }
-        let moved = each.iter().copied().sum();
+        let stays = model.swap.first().is_some_and(|kind| leaves_on_host(*kind, model.sleep_level));
+        // Of an engine whose size is not known the whole host at most: its trial tells.
+        let moved: Bytes = each.iter().copied().sum();
+        let host = if stays { moved.min(capacity.host) } else { Bytes(0) };
         let resident = Footprint { gpu: each, host: Bytes(0), slots: 0 };
-        (resident, Footprint { gpu: SmallVec::new(), host: moved, slots: 0 })
+        (resident, Footprint { gpu: SmallVec::new(), host, slots: 0 })
     };
     let starting = Footprint { host: resident.host.max(out.host), ..resident.clone() };
     ModelSpec {
@@ -90,5 +137,43 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         keeps_streams: model.swap.first().is_some_and(|first| first.keeps_streams()),
         idle_ttl: model.idle_ttl,
         restart: RestartPolicy::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn plan(swap: &str) -> Plan {
+        let text = format!(
+            "[models.a]\nengine = \"custom\"\ncommand = [\"sh\", \"{{{{ port }}}}\"]\ngpus = 1\ngpu_memory = \"8GiB\"\nswap = {swap}\n"
+        );
+        config::parse(std::path::Path::new("models.toml"), &text, &config::Context::default()).unwrap()
+    }
+
+    fn host(gib: u64) -> Footprint {
+        Footprint { gpu: SmallVec::from_elem(Bytes::gib(16), 1), host: Bytes::gib(gib), slots: 1 }
+    }
+
+    #[test]
+    fn enough_host_memory_keeps_the_ladder() {
+        let mut plan = plan(r#"["checkpoint", "restart"]"#);
+        keep_within_host(&mut plan, &host(8)).unwrap();
+        assert_eq!(plan.models[0].swap, [MechanismKind::Checkpoint, MechanismKind::Restart]);
+    }
+
+    #[test]
+    fn too_little_leaves_restart_or_is_an_error() {
+        let mut with_restart = plan(r#"["checkpoint", "restart"]"#);
+        keep_within_host(&mut with_restart, &host(4)).unwrap();
+        assert_eq!(with_restart.models[0].swap, [MechanismKind::Restart]);
+        let spec = spec(&with_restart.models[0], &[0], &host(4));
+        assert_eq!((spec.out.host, spec.starting.host), (Bytes(0), Bytes(0)));
+        let error = keep_within_host(&mut plan(r#""checkpoint""#), &host(4)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "model a leaves 8.0 GiB in host memory while it is out, and this job has 4.0 GiB for that"
+        );
     }
 }

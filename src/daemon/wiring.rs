@@ -3,7 +3,7 @@
 use super::{
     gpus::JobGpus,
     report::{Order, Report},
-    specs::{self, Resources},
+    specs,
     worker::Worker,
 };
 use crate::{
@@ -32,8 +32,6 @@ pub enum WiringError {
 
 /// Everything that is needed to begin.
 pub struct Wiring {
-    /// What the ledgers are made from.
-    pub resources: Resources,
     /// Each model's GPUs among the job's.
     pub gpus: Vec<SmallVec<[usize; 8]>>,
     /// One a model, not working yet.
@@ -91,7 +89,6 @@ pub fn wire(
     let allowed = allowed(job);
     let slots = specs::slots(plan, job.cores.len()) as usize;
     let placements = topology::place(&view, &allowed, &requests, slots);
-    let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
     let gpus_seen: Arc<dyn MemoryProbe> = match &found.client {
         Some(client) => Arc::new(client.clone()),
         None => Arc::new(NoGpus),
@@ -117,7 +114,7 @@ pub fn wire(
         let engine = Engine::new(Arc::new(model), env);
         Prepared { model: ModelId(at as u32), engine, swapper, placement: in_words(placement), trial }
     });
-    Ok(Wiring { resources, prepared: prepared.collect(), gpus })
+    Ok(Wiring { prepared: prepared.collect(), gpus })
 }
 
 /// What of the machine the job may use. Its memory nodes are those of its cores.

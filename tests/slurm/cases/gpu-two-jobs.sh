@@ -6,24 +6,27 @@ built=$(dirname "$BINARY")
 [ -e "$built/libsoftware_cuda.so" ] || fail "the software driver to be built (cargo build --workspace)"
 machine=$WORK/machine
 mkdir -p "$machine/lib"
-for gpu in 0 1; do echo "gpu $((1 << 30)) $SWAPSERVE_LAB/dev/nvidia$gpu"; done >"$machine/gpus"
-echo "context $((16 << 20))" >>"$machine/gpus"
+for gpu in 0 1; do echo "gpu $((100 << 20)) $SWAPSERVE_LAB/dev/nvidia$gpu"; done >"$machine/gpus"
+echo "context $((4 << 20))" >>"$machine/gpus"
 ln -s "$built/libsoftware_cuda.so" "$machine/lib/libcuda.so.1"
 ln -s "$built/libsoftware_nvml.so" "$machine/lib/libnvidia-ml.so.1"
 export SOFTWARE_GPU_DIR=$machine LD_LIBRARY_PATH=$machine/lib
 
-# Together they do not fit on 1 GiB.
-for name in left right; do
-  cat <<END
+# Together they do not fit on 100 MiB; what is out fits into the host memory of a small job.
+{
+  printf '[memory]\ngpu_headroom = "0B"\n'
+  for name in left right; do
+    cat <<END
 [models.$name]
 engine = "custom"
-command = "$built/gpu-engine --port {{ port }} --model {{ name }} --weights $((600 << 20))"
+command = "$built/gpu-engine --port {{ port }} --model {{ name }} --weights $((60 << 20))"
 gpus = 1
-gpu_memory = "640MiB"
+gpu_memory = "64MiB"
 swap = "checkpoint"
 stop_grace = "3s"
 END
-done >"$WORK/models.toml"
+  done
+} >"$WORK/models.toml"
 
 cat >"$WORK/ask.sh" <<END
 #!/bin/bash
