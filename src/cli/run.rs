@@ -78,8 +78,8 @@ async fn attend(session: &Session, command: &Child, signals: &mut JobSignals) ->
         }
         session.drain();
         let mut tree = command.tree();
-        if tokio::time::timeout(session.end_plan().drain, command.exited()).await.is_err() {
-            tracing::warn!(grace = ?session.end_plan().drain, "the command does not end: it is killed");
+        if tokio::time::timeout(session.hurried().drain, command.exited()).await.is_err() {
+            tracing::warn!(grace = ?session.hurried().drain, "the command does not end: it is killed");
             process::stop(&mut tree, Duration::ZERO).await?;
         }
         return Ok(command.exited().await);

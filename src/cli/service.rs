@@ -64,8 +64,9 @@ pub async fn end_signal(signals: &mut JobSignals) -> JobSignal {
 
 /// Ends the session in order, at once when another signal asks for haste, and says what was left behind.
 pub async fn end(session: Session, signals: &mut JobSignals) {
+    let plan = if signals.kill_follows() { session.hurried() } else { session.at_leisure() };
     let report = session
-        .end(async {
+        .end(plan, async {
             end_signal(signals).await;
         })
         .await;

@@ -20,16 +20,21 @@ const RESERVE: Duration = Duration::from_millis(1500);
 pub struct EndPlan {
     /// Open streams may finish within this.
     pub drain: Duration,
-    /// Engines have this long between TERM and KILL.
+    /// Engines have this long to be gone, their own grace between TERM and KILL included.
     pub stop: Duration,
 }
 
 impl EndPlan {
-    /// Divides the site's KillWait: half for open streams, half for the engines, less a reserve.
+    /// The site will kill: its KillWait, half for open streams, half for the engines, less a reserve.
     pub fn within(kill_wait: Option<Duration>) -> Self {
         let all =
             kill_wait.unwrap_or(DEFAULT_KILL_WAIT).saturating_sub(RESERVE).max(Duration::from_millis(500));
         EndPlan { drain: all / 2, stop: all / 2 }
+    }
+
+    /// Nobody hurries, as when the command has ended: what the engines' own grace asks for.
+    pub fn at_leisure(longest_grace: Duration) -> Self {
+        EndPlan { drain: DEFAULT_KILL_WAIT, stop: longest_grace + RESERVE }
     }
 }
 

@@ -143,7 +143,6 @@ pub struct Session {
     _work: EngineThreads,
     endpoint: Published,
     run_dir: RunDir,
-    end: EndPlan,
     /// The gpu server ends with its last client: after the engines.
     gpu: Option<GpuClient>,
 }
@@ -215,7 +214,6 @@ impl Session {
         let endpoint = endpoint.publish(options.endpoint_file.as_deref()).map_err(SessionError::RunDir)?;
         core.post(Event::Boot);
         Ok(Session {
-            end: EndPlan::within(job.kill_wait),
             endpoint_file: endpoint.path().to_owned(),
             _work: work,
             core,
@@ -258,23 +256,29 @@ impl Session {
         self.core.post(Event::Drain);
     }
 
-    /// How long the steps of the end may take.
-    pub fn end_plan(&self) -> EndPlan {
-        self.end
+    /// How long the steps of the end may take when the site will kill.
+    pub fn hurried(&self) -> EndPlan {
+        EndPlan::within(self.job.kill_wait)
+    }
+
+    /// How long they may take when nobody hurries.
+    pub fn at_leisure(&self) -> EndPlan {
+        let grace = self.core.plan.models.iter().map(|model| model.stop_grace).max();
+        EndPlan::at_leisure(grace.unwrap_or_default())
     }
 
     /// Ends the run in order; open streams get no more time once `haste` resolves.
-    pub async fn end(mut self, haste: impl Future<Output = ()>) -> EndReport {
+    pub async fn end(mut self, plan: EndPlan, haste: impl Future<Output = ()>) -> EndReport {
         self.drain();
         let idle = self.core.idle();
         tokio::select! {
             // Streams that take longer are ended with an error event when their engine goes.
-            _ = timeout(self.end.drain, idle) => {}
+            _ = timeout(plan.drain, idle) => {}
             () = haste => {}
         }
         self.ending.send_replace(true);
         let stopped = async { while self.workers.join_next().await.is_some() {} };
-        let stopped_in_time = timeout(self.end.stop, stopped).await.is_ok();
+        let stopped_in_time = timeout(plan.stop, stopped).await.is_ok();
         self.router_ending.send_replace(true);
         // The router gives its last bytes a second of their own.
         let _ = timeout(Duration::from_secs(2), &mut self.router).await;

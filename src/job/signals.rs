@@ -46,6 +46,7 @@ impl JobSignal {
 pub struct JobSignals {
     listeners: Vec<(JobSignal, Signal)>,
     last: Option<(JobSignal, Instant)>,
+    term: bool,
 }
 
 impl JobSignals {
@@ -56,7 +57,16 @@ impl JobSignals {
     pub fn listen() -> io::Result<Self> {
         let all = [JobSignal::Term, JobSignal::Int, JobSignal::Hup, JobSignal::Usr1, JobSignal::Usr2];
         let listen = |kind: JobSignal| Ok((kind, signal(SignalKind::from_raw(kind.number()))?));
-        Ok(JobSignals { listeners: all.into_iter().map(listen).collect::<io::Result<_>>()?, last: None })
+        Ok(JobSignals {
+            listeners: all.into_iter().map(listen).collect::<io::Result<_>>()?,
+            last: None,
+            term: false,
+        })
+    }
+
+    /// Whether TERM has come: unless it was sent by hand, Slurm kills after the site's KillWait.
+    pub fn kill_follows(&self) -> bool {
+        self.term
     }
 
     /// The next signal; echoes are left out.
@@ -72,6 +82,7 @@ impl JobSignals {
             let now = Instant::now();
             let echo = self.last.is_some_and(|(last, at)| last == kind && now.duration_since(at) < ECHO);
             self.last = Some((kind, now));
+            self.term |= kind == JobSignal::Term;
             if !echo {
                 return kind;
             }
