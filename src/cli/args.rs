@@ -133,6 +133,13 @@ Examples:
     Validate(ConfigArgs),
     /// End a running `serve`: engines are stopped in order, nothing is left
     Stop(StopArgs),
+    /// Try the config's models and bounds under a load, faster than time; nothing is started
+    #[command(after_help = "\
+Examples:
+  swapserve simulate --per-hour 600 --takes 8s           random requests against this config
+  swapserve simulate --gpus 1 --gpu-memory 80GiB --trace calls.jsonl
+  swapserve simulate --replay run.jsonl                  does this version decide as that run's did?")]
+    Simulate(SimulateArgs),
     /// Print the JSON schema of models.toml
     Schema,
     /// Print completions for a shell
@@ -199,6 +206,47 @@ pub struct RunArgs {
     /// The command to run, with its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// `simulate`.
+#[derive(Clone, Debug, Args)]
+pub struct SimulateArgs {
+    /// The config.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Requests to simulate, one {"at": seconds, "model": "name", "takes": seconds} a line, instead of random ones.
+    #[arg(long, value_name = "FILE", help_heading = "Load")]
+    pub trace: Option<PathBuf>,
+    /// Requests an hour over all models; the second model is asked for half as often as the first, and so on.
+    #[arg(long, value_name = "N", default_value_t = 360.0, help_heading = "Load")]
+    pub per_hour: f64,
+    /// How long requests keep arriving.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration, help_heading = "Load")]
+    pub length: Duration,
+    /// How long an engine works on a request, on average.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration, help_heading = "Load")]
+    pub takes: Duration,
+    /// Requests that arrive together for the same model.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
+    pub burst: u32,
+    /// Where the random numbers begin; the same seed gives the same run.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
+    pub seed: u64,
+    /// GPUs of the job; by default as many as the largest model uses.
+    #[arg(long, value_name = "N", help_heading = "Job")]
+    pub gpus: Option<u8>,
+    /// Memory of each GPU.
+    #[arg(long, value_name = "SIZE", default_value = "80GiB", help_heading = "Job")]
+    pub gpu_memory: bytesize::ByteSize,
+    /// The job's host memory.
+    #[arg(long, value_name = "SIZE", default_value = "512GiB", help_heading = "Job")]
+    pub host_memory: bytesize::ByteSize,
+    /// The job's cores.
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Job")]
+    pub cores: u16,
+    /// Replay a run's journal (`run --journal FILE`) instead, and say whether this version decides the same.
+    #[arg(long, value_name = "JOURNAL", conflicts_with = "trace")]
+    pub replay: Option<PathBuf>,
 }
 
 /// How a verb finds the running service.

@@ -26,6 +26,7 @@ mod run;
 mod schema;
 mod serve;
 mod service;
+mod simulate;
 mod status;
 mod stop;
 mod swap;
@@ -74,6 +75,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command, globals: &Globals) -> Outcome {
     match command {
         Command::Validate(args) => validate::execute(&args, globals),
+        Command::Simulate(args) => simulate::execute(&args, globals),
         Command::Schema => schema::execute(),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),

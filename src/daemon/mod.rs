@@ -35,7 +35,7 @@ mod history;
 mod journal;
 mod report;
 mod session;
-mod specs;
+pub(crate) mod specs;
 mod status;
 pub mod user_command;
 mod wiring;
