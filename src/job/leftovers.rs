@@ -138,7 +138,7 @@ mod tests {
         let gone = run_dir(parent.path(), "swapserve-7-dead", Some(&dead));
         let target = run_dir(parent.path(), "target", Some(&dead));
         std::os::unix::fs::symlink(&target, parent.path().join("swapserve-7-link")).unwrap();
-        assert_eq!(sweep_run_dirs(parent.path(), Some("7")), [gone.clone()]);
+        assert_eq!(sweep_run_dirs(parent.path(), Some("7")), std::slice::from_ref(&gone));
         assert!(!gone.exists() && target.join("key").exists());
         assert!(kept.iter().all(|path| path.join("key").exists()));
         assert_eq!(sweep_run_dirs(parent.path(), None), [parent.path().join("swapserve-local-dead")]);

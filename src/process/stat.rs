@@ -125,7 +125,7 @@ impl ProcFs {
 
     /// One process; `None` if there is none with this number.
     pub fn stat(&self, pid: i32) -> Option<Stat> {
-        read_stat(CWD, &self.root.join(pid.to_string()).join("stat"))
+        read_stat(CWD, self.root.join(pid.to_string()).join("stat"))
     }
 
     /// The process, if it still is the same one.

@@ -209,7 +209,7 @@ mod tests {
             pairs.iter().map(|(n, v)| (n.clone(), http::HeaderValue::from_static(v))).collect::<HeaderMap>()
         };
         let typed = (header::CONTENT_TYPE, "text/event-stream; charset=utf-8");
-        assert!(is_plain_event_stream(&headers(&[typed.clone()])));
+        assert!(is_plain_event_stream(&headers(std::slice::from_ref(&typed))));
         assert!(!is_plain_event_stream(&headers(&[typed, (header::CONTENT_ENCODING, "gzip")])));
         assert!(!is_plain_event_stream(&headers(&[(header::CONTENT_TYPE, "application/json")])));
         assert!(!is_plain_event_stream(&HeaderMap::new()));

@@ -15,7 +15,7 @@ use std::io::{self, BufRead};
 #[serde(rename_all = "snake_case")]
 enum Said {
     Setup(Setup),
-    Event(Event),
+    Event(Box<Event>),
     Effect(Effect),
 }
 
@@ -106,7 +106,7 @@ pub fn replay(journal: impl BufRead) -> Result<Replayed, JournalError> {
         match (said, &mut replay) {
             (Said::Setup(setup), _) => replay = Some(Replay::new(setup)),
             (_, None) => return Err(JournalError::NoSetup { line }),
-            (Said::Event(event), Some(replay)) => replay.event(line, at, event)?,
+            (Said::Event(event), Some(replay)) => replay.event(line, at, *event)?,
             (Said::Effect(effect), Some(replay)) => replay.effect(line, at, effect)?,
         }
     }
