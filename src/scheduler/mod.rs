@@ -104,7 +104,7 @@ impl Scheduler {
         Scheduler {
             models: setup.models.into_iter().map(Model::new).collect(),
             ledger: Ledger::new(setup.capacity),
-            requests: Requests::new(),
+            requests: Requests::default(),
             bounds: setup.bounds,
             ends: None,
             draining: false,
