@@ -64,6 +64,9 @@ impl Ground {
     /// # Errors
     /// [`SessionError`].
     pub async fn find() -> Result<Self, SessionError> {
+        if let Err(error) = process::raise_open_files() {
+            tracing::warn!(%error, "fewer streams can be open at once: the limit on open files stays where it is");
+        }
         process::adopt_orphans().map_err(SessionError::Threads)?;
         let job = Job::discover().await.map_err(SessionError::Job)?;
         let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
