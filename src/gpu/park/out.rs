@@ -172,7 +172,7 @@ impl MemoryServer {
             let (bytes, pinned, used, trouble) = self.pool.state();
             in_the_way(process.link.pid(), &format!(
                 "{} MiB are to go out, and of the pool's {} MiB {} are free ({} pinned){}; give it more in the config",
-                u64::from(count) * BLOCK as u64 >> 20,
+                (u64::from(count) * BLOCK as u64) >> 20,
                 bytes >> 20,
                 (pinned - used) >> 20,
                 pinned >> 20,
