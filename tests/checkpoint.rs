@@ -327,7 +327,7 @@ async fn what_is_out_is_frozen_and_checkpointed() {
     let mut case = Case::start(&bench, &[], "").await;
     case.out().await.unwrap();
     let pid = case.engine.pid().expect("it runs");
-    assert!(software_gpu::record::stopped(pid));
+    gpu_bench::until("the engine is stopped", || software_gpu::record::stopped(pid)).await;
     let record = bench.lab().expect("software").table().find(pid).expect("it uses CUDA");
     assert_eq!(record.state(), State::Checkpointed);
     case.back().await.unwrap();

@@ -5,6 +5,7 @@ mod gpu_bench;
 use std::time::{Duration, Instant};
 
 use gpu_bench::Bench;
+use software_gpu::config::{Gpu, Machine};
 use swapserve::gpu::{GpuError, ProcessState};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +34,41 @@ async fn a_machine_without_a_driver_is_described_not_fatal() {
     );
     assert!(matches!(server.state(1, SECOND).await, Err(GpuError::Refused(_))));
     assert_eq!(server.generation(), 1);
+}
+
+#[tokio::test]
+async fn what_a_machine_cannot_do_has_a_reason_and_a_remedy() {
+    if gpu_bench::real() {
+        return;
+    }
+    let gpus = vec![Gpu { bytes: 1 << 30, node: None }];
+    let old = Machine { gpus: gpus.clone(), driver: 12040, ..Machine::default() };
+    let cut = Machine { gpus, mig: true, ..Machine::default() };
+    for (machine, name, word) in [(old, "checkpoint", "12.8"), (cut, "mig", "MIG")] {
+        let bench = Bench::on(machine);
+        let description = bench.server().describe().await.unwrap();
+        assert!(description.can_checkpoint().unwrap_err().contains(word));
+        let missing = description.capabilities.iter().find(|it| it.name == name && !it.available);
+        assert!(missing.is_some_and(|it| !it.remedy.is_empty()), "{description:?}");
+    }
+}
+
+#[tokio::test]
+async fn memory_that_nvml_shows_late_is_waited_for() {
+    if gpu_bench::real() {
+        return;
+    }
+    let gpus = vec![Gpu { bytes: 1 << 30, node: None }];
+    let bench = Bench::on(Machine { gpus, nvml_lag_ms: 200, ..Machine::default() });
+    let server = bench.server();
+    let engine = bench.engine(&["--weights", "64MiB"]);
+    let pid = engine.pid();
+    server.lock(pid, SECOND).await.unwrap();
+    server.checkpoint(pid, LIMIT).await.unwrap();
+    let still = server.process_memory().await.unwrap();
+    assert!(still.iter().any(|it| it.pid == pid && it.bytes > Some(0)), "{still:?}");
+    assert_eq!(server.wait_released(vec![pid], LIMIT).await.unwrap(), []);
+    assert_eq!(server.wait_free(0, 1 << 30, LIMIT).await.unwrap().free, 1 << 30);
 }
 
 #[tokio::test]

@@ -52,11 +52,7 @@ impl Mechanism for Freeze {
 
 /// Sends `signal` to the tree again and again until a look finds nobody it has not reached: a process forked meanwhile
 /// is found by the next look, and a stopped one forks no more.
-pub(super) async fn settle(
-    engine: &Engine,
-    signal: Signal,
-    deadline: std::time::Instant,
-) -> Result<(), String> {
+async fn settle(engine: &Engine, signal: Signal, deadline: std::time::Instant) -> Result<(), String> {
     loop {
         let members =
             engine.members().map_err(|error| format!("cannot list the engine's processes: {error}"))?;

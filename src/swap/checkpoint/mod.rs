@@ -1,7 +1,7 @@
 //! `checkpoint` and `sleep+checkpoint`: the driver moves the engine's GPU memory (`cuCheckpointProcess*`).
 //!
 //! ```text
-//! out: find ─▶ lock all ─▶ checkpoint all ─▶ see the memory free ∥ freeze the tree (SIGSTOP)
+//! out: find ─▶ lock all ─▶ checkpoint all ─▶ see the memory free ─▶ freeze the tree (SIGSTOP)
 //! in:  see enough memory free ─▶ thaw the tree ─▶ restore all ─▶ unlock all
 //! ```
 //!
@@ -29,11 +29,11 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use self::group::{Group, Setback};
-use super::freeze;
 use super::gpus::per_gpu;
 use super::{Mechanism, MoveLog, PerGpu, SwapError};
 use crate::engine::Engine;
 use crate::gpu::GpuClient;
+use crate::process::{Handle, Stat};
 use crate::units::{Bytes, Footprint, MechanismKind};
 
 /// How long the driver waits for calls under way before it leaves a process running. A call that takes longer is a
@@ -97,9 +97,12 @@ impl Checkpoint {
 
     async fn out(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {
         let before = |reason: String| Setback { reason, unharmed: true };
-        let members = pids(engine).map_err(|reason| ("find", before(reason)))?;
-        let found = log.phase("find", Group::find(&self.gpu, members)).await;
-        let group = found.map_err(|error| ("find", before(error.to_string())))?;
+        let found = log.phase("find", async {
+            let members = members(engine)?;
+            let group = Group::find(&self.gpu, pids(&members)).await.map_err(|error| error.to_string())?;
+            Ok((members, group))
+        });
+        let (members, group) = found.await.map_err(|reason| ("find", before(reason)))?;
         if group.pids().is_empty() {
             return Err(("find", before("none of its processes holds CUDA state".to_owned())));
         }
@@ -112,11 +115,7 @@ impl Checkpoint {
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = held.clone();
         let limit = RELEASE_LIMIT.min(log.left());
         let left = log.phase("release", self.gpu.wait_released(group.pids().to_vec(), limit)).await;
-        let deadline = log.deadline;
-        if let Err(reason) = log.phase("freeze", freeze::settle(engine, Signal::STOP, deadline)).await {
-            // Out it is all the same: only its threads run on, until each waits for the driver.
-            tracing::warn!(model = %engine.plan.name, "checkpointed but not frozen: {reason}");
-        }
+        log.phase("freeze", async { signal(&members, Signal::STOP) }).await;
         let total: Bytes = held.iter().copied().sum();
         log.moved = Some(total);
         Ok(Footprint { gpu: per_gpu(&left.unwrap_or_default()), host: total, slots: 0 })
@@ -128,11 +127,13 @@ impl Checkpoint {
         let confirmed = log.phase("confirm", self.confirm_free(&need, limit)).await;
         confirmed.map_err(|reason| ("confirm", Setback { reason, unharmed: true }))?;
         let lost = |reason: String| Setback { reason, unharmed: false };
-        let deadline = log.deadline;
-        let thawed = log.phase("thaw", freeze::settle(engine, Signal::CONT, deadline)).await;
-        thawed.map_err(|reason| ("thaw", lost(reason)))?;
-        let members = pids(engine).map_err(|reason| ("find", lost(reason)))?;
-        let found = log.phase("find", Group::find_out(&self.gpu, members)).await;
+        let thawed = log.phase("thaw", async {
+            let members = members(engine)?;
+            signal(&members, Signal::CONT);
+            Ok(members)
+        });
+        let members = thawed.await.map_err(|reason| ("thaw", lost(reason)))?;
+        let found = log.phase("find", Group::find_out(&self.gpu, pids(&members))).await;
         let group = found.map_err(|error| ("find", lost(error.to_string())))?;
         let limit = log.left();
         log.phase("restore", group.restore(limit)).await.map_err(|setback| ("restore", setback))?;
@@ -154,8 +155,8 @@ impl Mechanism for Checkpoint {
         }
         let description = self.gpu.describe().await.map_err(|error| error.to_string())?;
         description.can_checkpoint()?;
-        let members = pids(engine)?;
-        let group = Group::find(&self.gpu, members).await.map_err(|error| error.to_string())?;
+        let group =
+            Group::find(&self.gpu, pids(&members(engine)?)).await.map_err(|error| error.to_string())?;
         if engine.plan.swap_auto {
             inspect::shares(group.pids())?;
         }
@@ -176,7 +177,22 @@ impl Mechanism for Checkpoint {
 }
 
 /// The processes of the engine's tree, found anew.
-fn pids(engine: &Engine) -> Result<Vec<i32>, String> {
-    let members = engine.members().map_err(|error| format!("cannot list the engine's processes: {error}"))?;
-    Ok(members.into_iter().map(|stat| stat.id.pid).collect())
+fn members(engine: &Engine) -> Result<Vec<Stat>, String> {
+    engine.members().map_err(|error| format!("cannot list the engine's processes: {error}"))
+}
+
+fn pids(members: &[Stat]) -> Vec<i32> {
+    members.iter().map(|stat| stat.id.pid).collect()
+}
+
+/// Stops or continues processes, each by its handle. Nobody waits for them: of a tree that is out, a process that is
+/// missed only runs until it needs the driver, and a continued one runs by the time the driver is asked about it.
+fn signal(members: &[Stat], signal: Signal) {
+    for stat in members {
+        let sent =
+            Handle::open(stat.id).and_then(|handle| handle.map_or(Ok(false), |handle| handle.signal(signal)));
+        if let Err(error) = sent {
+            tracing::warn!(pid = stat.id.pid, name = %stat.comm, "cannot be sent {signal:?}: {error}");
+        }
+    }
 }
