@@ -1,11 +1,13 @@
 //! Why a model is where it is, and what was decided about it lately.
 //!
-//! Reasons are closed enums; [`Explanation`] adds a sentence for people to each. Nothing here decides anything.
+//! Reasons are closed enums; [`Explanation`] adds a sentence for people to each (`wording.rs`). Nothing here decides
+//! anything.
 
 use super::{
     Scheduler,
     model::{Model, Why},
     state::State,
+    wording::seconds,
 };
 use crate::units::{Footprint, ModelId, Moment};
 use serde::Serialize;
@@ -223,94 +225,4 @@ impl Scheduler {
             _ => Keeps::NotEnough,
         }
     }
-
-    fn name(&self, id: ModelId) -> &str {
-        &self.model(id).spec.name
-    }
-
-    fn text(&self, reason: &Reason, now: Moment) -> String {
-        let left = |until: &Moment| seconds(until.since(now));
-        match reason {
-            Reason::Serving { leases: 0 } => "it is resident and idle".to_owned(),
-            Reason::Serving { leases } => format!("it is resident and answers {leases} requests"),
-            Reason::Draining { leases, room_for: Some(whom) } => {
-                format!("it makes room for {}: closed to new requests, {leases} still run", self.name(*whom))
-            }
-            Reason::Draining { leases, room_for: None } => {
-                format!("it was asked to go out, {leases} requests still run")
-            }
-            Reason::Moving { since } => format!("on its way for {}", seconds(now.since(*since))),
-            Reason::NotWanted => "nobody asks for it".to_owned(),
-            Reason::RoomIsMade => "others are leaving to make room for it".to_owned(),
-            Reason::NoRoom { lack, held_by } => {
-                let holders = held_by.iter().map(|holder| {
-                    let because = match &holder.because {
-                        Keeps::Pinned => "pinned".to_owned(),
-                        Keeps::Busy { until } => format!("busy, not closed for another {}", left(until)),
-                        Keeps::Spared { until } => {
-                            format!("could not be swapped out, spared for {}", left(until))
-                        }
-                        Keeps::Moving => "on its way".to_owned(),
-                        Keeps::Leaving => "leaving".to_owned(),
-                        Keeps::NotEnough => "its room alone is not enough".to_owned(),
-                    };
-                    format!("{} holds {} ({because})", holder.model, holder.holds)
-                });
-                let holders: Vec<String> = holders.collect();
-                format!(
-                    "it lacks {lack}; {}",
-                    if holders.is_empty() {
-                        "it is not the job's to give".to_owned()
-                    } else {
-                        holders.join("; ")
-                    }
-                )
-            }
-            Reason::Backoff { until, detail } => {
-                format!("it failed ({detail}) and is tried again in {}", left(until))
-            }
-            Reason::GivenUp { detail } => {
-                format!("it failed and was given up: {detail}; `swapserve swap in` tries again")
-            }
-            Reason::Refused { detail } => detail.clone(),
-            Reason::Ending => "the run is ending: nothing is swapped any more".to_owned(),
-        }
-    }
-
-    fn past_text(&self, what: &What) -> String {
-        let because = |why: &OutWhy| match why {
-            OutWhy::Room { whom } => format!("to make room for {}", self.name(*whom)),
-            OutWhy::Asked => "as the operator asked".to_owned(),
-            OutWhy::IdleTtl => "nobody had used it for its idle_ttl".to_owned(),
-            OutWhy::OverCapacity => "the engines measured more than the job has".to_owned(),
-        };
-        match what {
-            What::CameIn { waited } => format!("brought in after {} of waiting", seconds(*waited)),
-            What::Closed { whom, running } => {
-                format!("closed for {} with {running} requests running", self.name(*whom))
-            }
-            What::Reopened => "opened again, its room is not needed".to_owned(),
-            What::WentOut { why, in_flight: 0 } => format!("swapped out: {}", because(why)),
-            What::WentOut { why, in_flight } => {
-                format!(
-                    "swapped out with {in_flight} streams paused, its drain took too long: {}",
-                    because(why)
-                )
-            }
-            What::Stopped { why } => {
-                format!("stopped, the host has no room for it while out: {}", because(why))
-            }
-            What::RefusedToGo { detail, spared } => {
-                format!("could not be swapped out ({detail}); left alone for {}", seconds(*spared))
-            }
-            What::Broke { detail, again } => {
-                format!("failed ({detail}); tried again after {}", seconds(*again))
-            }
-            What::GaveUp { detail } => format!("given up: {detail}"),
-        }
-    }
-}
-
-fn seconds(d: Duration) -> String {
-    format!("{:.1} s", d.as_secs_f64())
 }

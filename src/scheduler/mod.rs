@@ -65,6 +65,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wording;
 
 pub use event::{Effect, EngineFault, Event, Rejection, SwapMeasure};
 pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, Reason, What};

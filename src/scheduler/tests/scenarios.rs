@@ -300,3 +300,35 @@ fn a_model_on_two_gpus_waits_for_both() {
     desk.finish("left");
     assert_eq!(desk.transcript(), "in right\nin left\ndispatch 0 after 0s (0s)\ndispatch 1 after 0s (0s)");
 }
+
+#[test]
+fn one_victim_may_make_room_for_two() {
+    let mut desk =
+        Desk::booted(vec![model("a", 40), model("b", 40), model("wide", 80), model("c", 30).on(&[1])]);
+    desk.tell(Event::AskIn { ask: 0, model: desk.id("wide") });
+    desk.run_moves();
+    desk.transcript();
+    desk.request("a");
+    desk.request("b");
+    assert_eq!(desk.transcript(), "out wide");
+    desk.finish("wide");
+    assert_eq!(desk.transcript(), "in a\nin b");
+}
+
+#[test]
+fn it_says_why_in_words() {
+    let mut desk = Desk::with_gpus(1, vec![model("a", 60), model("b", 60)]);
+    desk.boot();
+    desk.pass(10);
+    desk.request("b");
+    desk.request("a");
+    let said = |desk: &Desk, name: &str| desk.scheduler.explain(desk.id(name), desk.now);
+    assert_eq!(
+        said(&desk, "a").text,
+        "it lacks 40.0 GiB of GPU 0; b holds 60.0 GiB of GPU 0 (busy, not closed for another 10.0 s)"
+    );
+    desk.pass(10);
+    assert_eq!(said(&desk, "a").text, "others are leaving to make room for it");
+    assert_eq!(said(&desk, "b").text, "it makes room for a: closed to new ones, 1 request still running");
+    assert_eq!(said(&desk, "b").history[0].text, "0.0 s ago: closed for a with 1 request running");
+}
