@@ -1,6 +1,6 @@
 //! Where an engine listens: a Unix socket in the run directory, or a loopback port that nobody else has.
 //!
-//! A free port is found by binding one and letting it go, so somebody may take it before the engine does. An engine that
+//! A port is found free by binding it and letting it go, so somebody may take it before the engine does. An engine that
 //! loses it exits and is started again on another; a stranger who wins it is found out by [`belongs_to_us`].
 
 use std::{
@@ -11,12 +11,37 @@ use std::{
 /// Longest path of a Unix socket, its closing zero included (unix(7), `sun_path`).
 pub(super) const LONGEST_SOCKET_PATH: usize = 108;
 
-/// `preferred`, if nobody has it, or a port that the kernel chooses.
+/// Lowest port that is tried: below it well-known services are more likely.
+const LOWEST: u16 = 15_000;
+/// Where the kernel begins to take ports for outgoing connections, if it does not say (ip(7), `ip_local_port_range`).
+const DEFAULT_EPHEMERAL: u16 = 32_768;
+/// Random ports that are tried before the kernel is asked for one.
+const TRIES: usize = 64;
+
+/// `preferred`, if nobody has it, or a free port at random below those that the kernel gives to outgoing connections: one
+/// of those could be taken by any client in the time until the engine binds it.
 pub(super) fn free_port(preferred: Option<u16>) -> io::Result<u16> {
-    if let Some(port) = preferred.filter(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    if let Some(port) = preferred.filter(is_free) {
         return Ok(port);
     }
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr().map(|at| at.port())
+    let range = LOWEST..ephemeral_begin().max(LOWEST + 1);
+    let mut random = [0; 2 * TRIES];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let tries = random
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|pair| range.start + u16::from_ne_bytes(*pair) % (range.end - range.start));
+    match tries.into_iter().find(is_free) {
+        Some(port) => Ok(port),
+        None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr().map(|at| at.port()),
+    }
+}
+
+fn ephemeral_begin() -> u16 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(DEFAULT_EPHEMERAL)
 }
 
 /// Whether who listens on this loopback port runs under this user's id. Another user's process that got the port first
