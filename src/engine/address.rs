@@ -27,7 +27,7 @@ pub(super) fn free_port(preferred: Option<u16>) -> io::Result<u16> {
     }
     let range = LOWEST..ephemeral_begin().max(LOWEST + 1);
     let mut random = [0; 2 * TRIES];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
     let tries = random
         .as_chunks::<2>()
         .0
