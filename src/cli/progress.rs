@@ -74,13 +74,22 @@ impl Progress {
 /// Whether its start is over, well or not.
 pub fn settled(model: &ModelRow) -> bool {
     model.state == State::Failed
+        || stopped_again(model)
         || (model.stage == Stage::Ready && !matches!(model.state, State::Cold | State::Starting))
+}
+
+/// Whether it was started and then stopped to make room: it starts again when it is asked for.
+fn stopped_again(model: &ModelRow) -> bool {
+    model.state == State::Cold && model.cold_start_s.is_some()
 }
 
 fn sentence(model: &ModelRow) -> String {
     let mechanism = model.mechanism.map_or(String::new(), |m| format!(", swapped by {m}"));
     match (model.state, model.stage) {
         (State::Failed, _) => format!("failed: {}", model.note),
+        (State::Cold, _) if stopped_again(model) => {
+            "stopped for lack of memory; starts when asked for".to_owned()
+        }
         (State::Cold, _) => "waits for its turn to start".to_owned(),
         (_, Stage::Idle) => "starting".to_owned(),
         (_, Stage::Launched) if model.note.is_empty() => "launched".to_owned(),

@@ -1,8 +1,8 @@
 //! `swapserve wait`: until the models have answered a request, or one of them never will.
 
-use super::{Error, Exit, Globals, Outcome, args::WaitArgs, client::Client};
+use super::{Error, Exit, Globals, Outcome, args::WaitArgs, client::Client, progress};
 use crate::{
-    daemon::{ModelRow, RunStatus, Stage},
+    daemon::{ModelRow, RunStatus},
     scheduler::State,
 };
 use std::{
@@ -54,7 +54,7 @@ pub fn execute(args: &WaitArgs, globals: &Globals) -> Outcome {
 
 /// Whether its engine has answered a real request and been tried.
 fn answers(model: &ModelRow) -> bool {
-    model.stage == Stage::Ready && !matches!(model.state, State::Cold | State::Starting)
+    model.state != State::Failed && progress::settled(model)
 }
 
 fn chosen<'a>(status: &'a RunStatus, names: &[String]) -> Result<Vec<&'a ModelRow>, Error> {
