@@ -46,10 +46,22 @@ pub(super) async fn resident(engine: &Engine, gpus: &dyn MemoryProbe) -> Footpri
         return Footprint { host, ..Footprint::default() };
     }
     let gpu = match gpus.held(&engine.tree()).await {
-        Some(held) => held,
+        Some(held) => {
+            tell_if_more(engine, &held);
+            held
+        }
         None => configured(engine),
     };
     Footprint { gpu, ..Footprint::default() }
+}
+
+/// The ledger goes by what is measured; a config that promised less should be put right all the same, since nothing but
+/// its word keeps two engines apart while both start.
+fn tell_if_more(engine: &Engine, held: &PerGpu) {
+    let Some(promised) = engine.plan.gpu_memory else { return };
+    for (gpu, took) in held.iter().enumerate().filter(|(_, took)| **took > promised) {
+        tracing::warn!(model = %engine.plan.name, gpu, "takes {took}; its gpu_memory says {promised}");
+    }
 }
 
 /// The configured GPU memory on each of the engine's GPUs.

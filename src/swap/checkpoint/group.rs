@@ -21,6 +21,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long a process is waited for that another gpu server left in a move.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
 
+/// What the driver says of a process that does not use CUDA: `CUDA_ERROR_NOT_INITIALIZED` (seen with driver 580), and
+/// `CUDA_ERROR_INVALID_VALUE` by its manual.
+const NO_CUDA: [i32; 2] = [3, 1];
+
 /// A step that did not happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setback {
@@ -41,19 +45,24 @@ impl<'a> Group<'a> {
     /// Asks the driver which of an engine's processes hold CUDA state.
     ///
     /// # Errors
-    /// If there is no gpu server; a process that the driver does not know is not an error.
+    /// If there is no gpu server, or if the driver knows none of the processes and has another reason for one of them
+    /// than that it does not use CUDA (a missing permission). A process that does not is not an error.
     pub async fn find(gpu: &'a GpuClient, members: impl IntoIterator<Item = i32>) -> Result<Self, GpuError> {
         let asked =
             members.into_iter().map(|pid| async move { (pid, twice(|| gpu.restore_thread(pid)).await) });
-        let mut pids = Vec::new();
+        let (mut pids, mut other) = (Vec::new(), None);
         for (pid, answer) in join_all(asked).await {
             match answer {
                 Ok(_) => pids.push(pid),
-                Err(GpuError::Refused(refusal)) if refusal.code != 0 => {}
+                Err(GpuError::Refused(refusal)) if NO_CUDA.contains(&refusal.code) => {}
+                Err(GpuError::Refused(refusal)) if refusal.code != 0 => other = Some(refusal),
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { gpu, pids })
+        match other {
+            Some(refusal) if pids.is_empty() => Err(refusal.into()),
+            _ => Ok(Self { gpu, pids }),
+        }
     }
 
     /// Asks the driver which of an engine's processes are out, or on their way back. None of them may be stopped.
