@@ -47,6 +47,10 @@ impl Report for RunStatus {
         ];
         let rows: Vec<[String; 10]> = self.models.iter().map(cells).collect();
         table(out, style, heads, &rows)?;
+        writeln!(out)?;
+        for model in self.models.iter().filter(|m| !m.placement.is_empty()) {
+            writeln!(out, "{}", style.dim(&format!("{} is on {}", model.name, model.placement)))?;
+        }
         for model in self.models.iter().filter(|m| !m.note.is_empty()) {
             writeln!(out, "\n{}: {}", style.bold(&model.name), model.note)?;
         }

@@ -1,8 +1,11 @@
 //! Real engines: swapped by requests, frozen in mid-stream, each token once.
 
-use super::service::{Service, counter, real_engines};
+use super::service::{Service, counter, eventually, real_engines};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
+use std::{
+    io::{BufRead, BufReader},
+    time::Duration,
+};
 
 /// `alpha0000 alpha0001 …`, as a model that counts says it.
 fn counted(name: &str, tokens: usize) -> String {
@@ -68,4 +71,21 @@ fn many_clients_of_two_models_all_get_their_own_answers() {
             });
         }
     });
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_place() {
+    let Some(text) = two_counters() else { return };
+    let service = Service::start(&text, &[]);
+    // In mid-stream: the engine's request ends long before its last token.
+    let request = service.chat("alpha", json!({ "stream": true, "max_tokens": 8000 }));
+    assert_eq!(pieces(request.send().unwrap()).take(3).count(), 3);
+    eventually("the lease is given back", || service.model("alpha")["running"] == 0);
+    // In the queue: alpha is pinned, so beta cannot come in, and nobody waits for ever.
+    assert!(service.verb(&["swap", "pin", "alpha"]).status.success());
+    let gone = service.chat("beta", json!({})).timeout(Duration::from_millis(300)).send();
+    assert!(gone.unwrap_err().is_timeout());
+    eventually("nobody waits", || service.model("beta")["waiting"] == 0);
+    assert!(service.verb(&["swap", "unpin", "alpha"]).status.success());
+    assert_eq!(service.answer("beta"), counted("beta", 8));
 }
