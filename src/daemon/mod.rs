@@ -20,6 +20,7 @@
 //! | `session` | a run from its first moment to its last |
 //! | `gpus` | the job's GPUs, and the gpu server |
 //! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
+//! | `strangers` | other people's memory on a shared GPU |
 //! | `worker` | one model's engine, start to stop |
 //! | `user_command` | the program that `run` serves |
 //! | `ending` | how long each step of the end may take |
@@ -37,6 +38,7 @@ mod report;
 mod session;
 pub(crate) mod specs;
 mod status;
+mod strangers;
 pub mod user_command;
 mod wiring;
 mod worker;

@@ -7,6 +7,7 @@ use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
     gpus::{GpusError, JobGpus},
     specs::{self, Resources, TooLittleHost},
+    strangers,
     wiring::{self, Wiring},
 };
 use crate::{
@@ -204,6 +205,9 @@ impl Session {
         });
         spawn_local(core.clone().keep_time());
         spawn_local(watch_end(core.clone(), job.clone()));
+        if let Some(client) = &found.client {
+            spawn_local(strangers::watch(core.clone(), client.clone(), resources));
+        }
 
         let (asked_to_stop, stop) = watch::channel(false);
         let gate = DaemonGate::new(core.clone(), asked_to_stop);

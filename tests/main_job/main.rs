@@ -3,6 +3,9 @@
 //! been run, real ones take part as well.
 
 mod ends;
+#[path = "../gpu_bench/mod.rs"]
+mod gpu_bench;
+mod gpus;
 mod refusals;
 mod service;
 mod streams;

@@ -60,7 +60,10 @@ pub struct Service {
 impl Service {
     /// Starts one and waits until every model has answered.
     pub fn start(text: &str, options: &[&str]) -> Self {
-        let service = Self::launch(text, options);
+        Self::up(Self::launch(text, options))
+    }
+
+    fn up(service: Self) -> Self {
         let waited = service.verb(&["wait", "--timeout", "2m"]);
         assert!(waited.status.success(), "{}\n{}", String::from_utf8_lossy(&waited.stderr), service.log());
         service
@@ -68,12 +71,24 @@ impl Service {
 
     /// Starts one; it may not be up yet.
     pub fn launch(text: &str, options: &[&str]) -> Self {
+        Self::launch_in(text, options, &[])
+    }
+
+    /// Starts one with these variables, and waits until every model has answered.
+    pub fn start_in(text: &str, environment: &[(String, String)]) -> Self {
+        Self::up(Self::launch_in(text, &[], environment))
+    }
+
+    fn launch_in(text: &str, options: &[&str], environment: &[(String, String)]) -> Self {
         let (dir, file) = config(text);
         let endpoint = dir.path().join("endpoint.json");
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let mut serve = swapserve();
         serve.arg("serve").arg("--config").arg(file).arg("--endpoint-file").arg(&endpoint);
         serve.arg("--run-dir").arg(dir.path().join("run")).args(options);
+        if !environment.is_empty() {
+            serve.env_remove("CUDA_VISIBLE_DEVICES").envs(environment.iter().cloned());
+        }
         serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         Service { child: serve.spawn().unwrap(), dir, endpoint }
     }
