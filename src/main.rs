@@ -8,5 +8,8 @@ fn main() -> std::process::ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::warden::VERB) {
         swapserve::process::warden::main(std::env::args_os().skip(2));
     }
+    if swapserve::cli::epilog::is_wanted() {
+        return swapserve::cli::epilog::execute();
+    }
     swapserve::cli::main(std::env::args_os())
 }

@@ -45,9 +45,10 @@ def node_namespaces():
     return found.values()
 
 
-def listeners():
+def listeners(namespaces=None):
+    """Listening sockets in the network namespaces of these processes; of all nodes, if none are named."""
     found = set()
-    for pid in node_namespaces():
+    for pid in node_namespaces() if namespaces is None else namespaces:
         for table in ("tcp", "tcp6"):
             for line in read(f"/proc/{pid}/net/{table}").decode().splitlines()[1:]:
                 fields = line.split()

@@ -15,6 +15,7 @@ mod client;
 mod completions;
 mod doctor;
 mod env;
+pub mod epilog;
 pub mod error;
 pub mod exit;
 mod explain;

@@ -28,6 +28,7 @@ def arguments():
     p.add_argument("--exit", type=int, help="say why and exit with this code before listening")
     p.add_argument("--mute", action="store_true", help="never listen")
     p.add_argument("--loading", type=float, default=0, help="answer 503 for this many seconds")
+    p.add_argument("--hold", help="answer 503 as long as this file is there")
     p.add_argument("--refuse", type=int, help="answer requests with this status")
     p.add_argument("--deaf", action="store_true", help="ignore TERM")
     p.add_argument("--daemon", action="store_true", help="leave a grandchild in a session of its own")
@@ -107,8 +108,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.say(401, {"error": {"message": "wrong key"}})
         if url.path == "/health":
             loading = time.monotonic() - state.begun < options.loading
+            loading = loading or (options.hold and os.path.exists(options.hold))
             return self.say(503 if loading else 200)
         if url.path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            if '"stream": true' in body:
+                return self.stream()
             return self.answer(url.path)
         with state.lock:
             if options.calls:
@@ -131,6 +135,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.say(200, {"data": [{"embedding": [0.6, 0.8] if sound else [0.8, 0.6]}]})
         message = {"message": {"role": "assistant", "content": text}}
         self.say(200, {"choices": [message if "chat" in path else {"text": text}]})
+
+    def stream(self):
+        """Says its word until the client has gone."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        piece = json.dumps({"choices": [{"delta": {"content": self.options.answer}}]}).encode()
+        try:
+            while True:
+                self.wfile.write(b"data: " + piece + b"\n\n")
+                time.sleep(0.05)
+        except OSError:
+            self.close_connection = True
 
     # The sleep endpoints of the four engines that have them; true when the path was theirs.
 
