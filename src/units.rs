@@ -55,6 +55,11 @@ impl Bytes {
         Bytes(n << 30)
     }
 
+    /// Whether there is none.
+    pub fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+
     /// `self - other`, zero where that would be negative.
     pub fn saturating_sub(self, other: Bytes) -> Bytes {
         Bytes(self.0.saturating_sub(other.0))
@@ -109,8 +114,11 @@ pub struct RequestId(pub u64);
 pub struct Footprint {
     /// Bytes on each GPU of the job.
     pub gpu: SmallVec<[Bytes; 8]>,
-    /// Bytes of the job's host memory: a CPU engine's own, or an engine's that is out (parked, checkpointed).
+    /// Bytes of the job's host memory: a CPU engine's own, or an engine's that is out (checkpointed, asleep).
     pub host: Bytes,
+    /// Bytes of the pinned pool, which is host memory set aside at the start: an engine's that is parked.
+    #[serde(default, skip_serializing_if = "Bytes::is_zero")]
+    pub pool: Bytes,
     /// Running slots: how many engines compute on the job's cores at once (CPU engines only).
     pub slots: u32,
 }
@@ -127,6 +135,11 @@ impl Footprint {
     /// The same with `host` bytes of host memory.
     pub fn with_host(self, host: Bytes) -> Self {
         Footprint { host, ..self }
+    }
+
+    /// The same with `pool` bytes of the pinned pool.
+    pub fn with_pool(self, pool: Bytes) -> Self {
+        Footprint { pool, ..self }
     }
 
     /// The same with `slots` running slots.
@@ -167,12 +180,12 @@ impl Footprint {
 
     /// Whether it takes nothing of any resource.
     pub fn is_zero(&self) -> bool {
-        self.host.0 == 0 && self.slots == 0 && self.gpu.iter().all(|b| b.0 == 0)
+        self.host.0 == 0 && self.pool.0 == 0 && self.slots == 0 && self.gpu.iter().all(|b| b.0 == 0)
     }
 
     /// Bytes in all, over GPUs and host.
     pub fn bytes(&self) -> Bytes {
-        self.gpu.iter().copied().sum::<Bytes>() + self.host
+        self.gpu.iter().copied().sum::<Bytes>() + self.host + self.pool
     }
 
     fn zip(
@@ -185,6 +198,7 @@ impl Footprint {
         Footprint {
             gpu: (0..len).map(|at| bytes(self.on_gpu(at), other.on_gpu(at))).collect(),
             host: bytes(self.host, other.host),
+            pool: bytes(self.pool, other.pool),
             slots: slots(self.slots, other.slots),
         }
     }
@@ -197,6 +211,9 @@ impl fmt::Display for Footprint {
         let mut parts: Vec<String> = gpus.map(|(at, b)| format!("{b} of GPU {at}")).collect();
         if self.host.0 > 0 {
             parts.push(format!("{} of host memory", self.host));
+        }
+        if self.pool.0 > 0 {
+            parts.push(format!("{} of the pinned pool", self.pool));
         }
         match self.slots {
             0 => {}

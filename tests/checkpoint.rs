@@ -97,7 +97,11 @@ impl Case {
     }
 
     fn deps(&self) -> Deps {
-        Deps { gpus: Arc::new(self.server.clone()), server: Some(self.server.clone()) }
+        Deps {
+            gpus: Arc::new(self.server.clone()),
+            server: Some(self.server.clone()),
+            parking: Err("not here".to_owned()),
+        }
     }
 }
 

@@ -180,6 +180,9 @@ pub struct ServeArgs {
     /// Do not try each engine's swap at the start: use the first mechanism of its ladder, and fall to the next when it fails.
     #[arg(long)]
     pub no_trial: bool,
+    /// Compare every block of an engine that was parked with what went out, at each swap in.
+    #[arg(long)]
+    pub verify: bool,
     /// Write every event and decision to a file, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub journal: Option<PathBuf>,

@@ -32,6 +32,7 @@ pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error
         run_dir: args.run_dir.clone(),
         trial: !args.no_trial,
         journal: args.journal.clone(),
+        verify: args.verify,
     };
     Ok(Session::start(plan, &options, ground).await?)
 }

@@ -65,11 +65,13 @@ fn shape(args: &SimulateArgs) -> sim::Shape {
 fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     let most = plan.models.iter().map(|model| model.gpus as usize).max().unwrap_or(0);
     let totals = vec![Bytes(args.gpu_memory.as_u64()); args.gpus.map_or(most, usize::from)];
-    let resources = Resources {
+    let mut resources = Resources {
         gpu_free: totals.clone(),
         host: Some(Bytes(args.host_memory.as_u64())),
         cores: args.cores.into(),
+        pool: Bytes(0),
     };
+    resources.pool = specs::pool(plan, &resources);
     let capacity = specs::capacity(plan, &resources);
     let models = specs::specs(plan, &specs::assign_gpus(plan, &totals), &capacity);
     Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) }

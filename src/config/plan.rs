@@ -199,6 +199,8 @@ pub struct MemoryPlan {
     pub host_budget: Option<Bytes>,
     /// Bytes of the job's memory limit kept for everything else (the user's command).
     pub host_headroom: Bytes,
+    /// Bytes of the pinned pool that engines are parked in; `None`: what they need, as far as the host has it.
+    pub pool: Option<Bytes>,
 }
 
 /// A length of time as seconds, with a fraction.

@@ -128,6 +128,9 @@ section! {
         host_budget: Size,
         /// Host memory kept for your own program. Default 1GiB.
         host_headroom: Size,
+        /// Pinned host memory that engines are parked in, set aside when the run begins; "0GiB": none is parked.
+        /// Default: what the models with `park` in their `swap` take, at most three quarters of the host memory for engines.
+        pool: Size,
     }
 }
 

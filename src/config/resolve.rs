@@ -92,6 +92,7 @@ pub(super) fn memory(file: &File) -> MemoryPlan {
         gpu_headroom: value(&raw.gpu_headroom).map_or(Bytes::mib(256), |s| s.0),
         host_budget: value(&raw.host_budget).map(|s| s.0),
         host_headroom: value(&raw.host_headroom).map_or(Bytes::gib(1), |s| s.0),
+        pool: value(&raw.pool).map(|s| s.0),
     }
 }
 

@@ -294,7 +294,9 @@ impl State {
         match effect {
             Effect::Start { model } => self.order(model, Order::Start),
             Effect::Stop { model } => self.order(model, Order::Stop),
-            Effect::SwapOut { model, in_flight } => self.order(model, Order::SwapOut { in_flight }),
+            Effect::SwapOut { model, in_flight } => {
+                self.order(model, Order::SwapOut { in_flight, free: None })
+            }
             Effect::SwapIn { model } => self.order(model, Order::SwapIn),
             Effect::Dispatch { request, model, waited, swapping } => {
                 let granted =

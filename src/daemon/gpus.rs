@@ -2,7 +2,10 @@
 
 use crate::{
     config,
-    gpu::{Description, GpuClient, GpuError, capability::Capability, launch::ServerCommand},
+    gpu::{
+        Description, GpuClient, GpuError, capability::Capability, launch::ServerCommand,
+        park::setup::ParkSetup,
+    },
     job::Job,
     process::Spawner,
     topology::PciId,
@@ -15,6 +18,8 @@ use std::io;
 pub struct JobGpus {
     /// The gpu server; `None` where there are no GPUs.
     pub client: Option<GpuClient>,
+    /// Where engines can be parked: a pool that has no size yet. `None` where there are no GPUs.
+    pub parking: Option<ParkSetup>,
     /// Each one's whole memory.
     pub totals: Vec<Bytes>,
     /// What of it is free.
@@ -47,7 +52,11 @@ impl JobGpus {
         if job.gpus.count() == Some(0) {
             return Ok(JobGpus::default());
         }
-        let client = GpuClient::start(spawner.clone(), ServerCommand::own().map_err(GpusError::Start)?);
+        let mut command = ServerCommand::own().map_err(GpusError::Start)?;
+        // Its size is in the config, which is read when the GPUs are known.
+        let parking = ParkSetup::new(0, None).map_err(GpusError::Start)?;
+        command.park = Some(parking.clone());
+        let client = GpuClient::start(spawner.clone(), command);
         let Description { gpus, capabilities, .. } = client.describe().await?;
         let mut found = JobGpus::default();
         for gpu in &gpus {
@@ -58,8 +67,34 @@ impl JobGpus {
             found.visible.push(gpu.uuid.clone());
         }
         found.capabilities = capabilities;
-        found.client = (!gpus.is_empty()).then_some(client);
+        (found.client, found.parking) = match gpus.is_empty() {
+            true => (None, None),
+            false => (Some(client), Some(parking)),
+        };
         Ok(found)
+    }
+
+    /// Gives the pool its size and has the gpu server open it: from here on the server has a context on each GPU, and the
+    /// pool is pinned in the background. What is free is measured anew.
+    ///
+    /// # Errors
+    /// Why engines cannot be parked; nothing else is the worse for it.
+    pub async fn open_pool(&mut self, bytes: Bytes) -> Result<(), String> {
+        let (Some(client), Some(parking)) = (&self.client, &self.parking) else {
+            return Err("this run has no GPU".to_owned());
+        };
+        parking.resize(bytes.0).map_err(|error| format!("the pool of {bytes} cannot be had: {error}"))?;
+        let opened = client.parking().await;
+        if let Err(error) = opened {
+            // No second attempt by the next gpu server.
+            let _ = parking.resize(0);
+            return Err(error.to_string());
+        }
+        for gpu in 0..self.free.len() {
+            let memory = client.memory(gpu as u32).await.map_err(|error| error.to_string())?;
+            self.free[gpu] = Bytes(memory.free);
+        }
+        Ok(())
     }
 
     /// What a config is checked against.

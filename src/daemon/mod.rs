@@ -19,6 +19,7 @@
 //! | `gate` | the router's [`crate::router::gate::Gate`] over the core |
 //! | `session` | a run from its first moment to its last |
 //! | `gpus` | the job's GPUs, and the gpu server |
+//! | `parking` | which engines can be parked, and what they need for it |
 //! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
 //! | `strangers` | other people's memory on a shared GPU |
 //! | `worker` | one model's engine, start to stop |
@@ -34,6 +35,7 @@ mod gate;
 mod gpus;
 mod history;
 mod journal;
+mod parking;
 mod report;
 mod session;
 pub(crate) mod specs;

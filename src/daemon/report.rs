@@ -3,7 +3,7 @@
 use crate::{
     router::gate::Upstream,
     scheduler::Event,
-    units::{MechanismKind, ModelId},
+    units::{Bytes, MechanismKind, ModelId},
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -19,6 +19,8 @@ pub enum Order {
     SwapOut {
         /// Requests still open on the engine.
         in_flight: u32,
+        /// Bytes to free on each GPU at least, where the mechanism can do less than all.
+        free: Option<Bytes>,
     },
     /// Swap it in.
     SwapIn,

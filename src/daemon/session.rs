@@ -6,6 +6,7 @@
 use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
     gpus::{GpusError, JobGpus},
+    parking::ParkPlace,
     specs::{self, Resources, TooLittleHost},
     strangers,
     wiring::{self, Wiring},
@@ -18,6 +19,7 @@ use crate::{
     router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler, Setup},
     topology::Allowed,
+    units::Bytes,
 };
 use std::{
     io,
@@ -47,6 +49,8 @@ pub struct Options {
     pub trial: bool,
     /// Where events and effects are noted.
     pub journal: Option<PathBuf>,
+    /// Whether what was parked is compared with what comes back.
+    pub verify: bool,
 }
 
 /// What a run stands on: found before its config is checked, because the config is checked against it.
@@ -155,10 +159,21 @@ impl Session {
     /// Makes everything and begins to serve; the engines' start is under way on return. Must be called in a
     /// [`tokio::task::LocalSet`].
     pub async fn start(mut plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
-        let Ground { job, spawner, gpus: found } = ground;
-        let resources = Resources { gpu_free: found.free.clone(), host: job.memory, cores: job.cores.len() };
+        let Ground { job, spawner, gpus: mut found } = ground;
+        let mut resources = Resources {
+            gpu_free: found.free.clone(),
+            host: job.memory,
+            cores: job.cores.len(),
+            pool: Bytes(0),
+        };
+        let parking = ParkPlace::open(&plan, &mut found, &mut resources, options.verify).await;
+        if let (Err(reason), Some(_)) = (&parking, &found.client) {
+            tracing::info!(reason, "no engine can be parked");
+        }
         let capacity = specs::capacity(&plan, &resources);
         specs::keep_within_host(&mut plan, &capacity)?;
+        let gpus = specs::assign_gpus(&plan, &found.totals);
+        specs::leave_nothing_where_it_adds_up(&mut plan, &gpus, &capacity);
         let (plan, job) = (Arc::new(plan), Arc::new(job));
         for path in job::leftovers::sweep(job.id().as_deref()) {
             tracing::info!(path = %path.display(), "removed what a killed run of this job left");
@@ -179,7 +194,8 @@ impl Session {
             None => None,
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
-        let Wiring { gpus, prepared } = wiring::wire(&plan, &job, &spawner, &found, &run_dir, options.trial)?;
+        let Wiring { gpus, prepared } =
+            wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, gpus, options.trial)?;
         let models = specs::specs(&plan, &gpus, &capacity);
         let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {

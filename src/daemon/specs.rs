@@ -17,18 +17,39 @@ pub struct Resources {
     pub host: Option<Bytes>,
     /// Cores the job may use.
     pub cores: usize,
+    /// Bytes of the pinned pool, which are the host's too.
+    pub pool: Bytes,
 }
 
 /// The ledgers' capacity: what is there, less what the config keeps back.
 pub fn capacity(plan: &Plan, has: &Resources) -> Footprint {
-    let MemoryPlan { gpu_budget, gpu_headroom, host_budget, host_headroom } = plan.memory;
+    let MemoryPlan { gpu_budget, gpu_headroom, .. } = plan.memory;
     let gpu = has.gpu_free.iter().map(|free| {
         let usable = free.saturating_sub(gpu_headroom);
         gpu_budget.map_or(usable, |budget| budget.min(usable))
     });
+    let host = host(plan, has).saturating_sub(has.pool);
+    Footprint { gpu: gpu.collect(), host, pool: has.pool, slots: slots(plan, has.cores) }
+}
+
+/// Host memory for engines, the pool's included.
+fn host(plan: &Plan, has: &Resources) -> Bytes {
+    let MemoryPlan { host_budget, host_headroom, .. } = plan.memory;
     let limit = has.host.unwrap_or(Bytes(u64::MAX)).saturating_sub(host_headroom);
-    let host = host_budget.map_or(limit, |budget| budget.min(limit));
-    Footprint { gpu: gpu.collect(), host, slots: slots(plan, has.cores) }
+    host_budget.map_or(limit, |budget| budget.min(limit))
+}
+
+/// The pinned pool: as the config says, else what every engine that may be parked takes at most, so far as that leaves
+/// a quarter of the host's memory for engines to what is not parked (the engines' own, what the driver keeps). Nothing
+/// where no engine may be parked.
+pub fn pool(plan: &Plan, has: &Resources) -> Bytes {
+    let parks = |kind: &MechanismKind| matches!(kind, MechanismKind::Park | MechanismKind::ParkCheckpoint);
+    let parked = plan.models.iter().filter(|model| model.gpus > 0 && model.swap.iter().any(parks));
+    let largest = has.gpu_free.iter().max().copied().unwrap_or_default();
+    let each = parked.map(|model| Bytes(model.gpu_memory.unwrap_or(largest).0 * u64::from(model.gpus)));
+    let need: Bytes = each.sum();
+    let most = Bytes(host(plan, has).0 / 4 * 3);
+    if need.is_zero() { need } else { plan.memory.pool.unwrap_or(need.min(most)) }
 }
 
 /// How many CPU engines compute at once: as configured, or one a core.
@@ -51,7 +72,8 @@ pub struct TooLittleHost {
     pub has: Bytes,
 }
 
-/// Where what an engine leaves on the host is more than the job has, takes the mechanisms that do so off its ladder.
+/// Where what an engine leaves on the host is more than the job has, takes the mechanisms that do so off its ladder. What
+/// an engine leaves in the pool is known only when it was there once (zeros take no room): a pool of any size will do.
 ///
 /// # Errors
 /// When none is left: nothing could ever start.
@@ -59,12 +81,16 @@ pub fn keep_within_host(plan: &mut Plan, capacity: &Footprint) -> Result<(), Too
     for model in &mut plan.models {
         let Some(memory) = model.gpu_memory.filter(|_| model.gpus > 0) else { continue };
         let leaves = Bytes(memory.0 * u64::from(model.gpus));
-        if leaves <= capacity.host {
+        let level = model.sleep_level;
+        let fits = |kind: &MechanismKind| match kept_in(*kind, level) {
+            Some(Keeps::Host) => leaves <= capacity.host,
+            Some(Keeps::Pool) => !capacity.pool.is_zero(),
+            None => true,
+        };
+        let light: Vec<MechanismKind> = model.swap.iter().copied().filter(fits).collect();
+        if light.len() == model.swap.len() {
             continue;
         }
-        let level = model.sleep_level;
-        let light: Vec<MechanismKind> =
-            model.swap.iter().copied().filter(|kind| !leaves_on_host(*kind, level)).collect();
         if light.is_empty() {
             return Err(TooLittleHost { model: model.name.clone(), leaves, has: capacity.host });
         }
@@ -74,12 +100,50 @@ pub fn keep_within_host(plan: &mut Plan, capacity: &Footprint) -> Result<(), Too
     Ok(())
 }
 
-/// Whether an engine's GPU memory goes to the host when it is swapped so. Sleep level 2 drops it, level 1 keeps weights.
-fn leaves_on_host(kind: MechanismKind, sleep_level: u8) -> bool {
+/// Which memory of the host's an engine's GPU memory goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeps {
+    /// The pinned pool.
+    Pool,
+    /// The engine's own processes.
+    Host,
+}
+
+/// Where an engine's GPU memory goes when it is swapped so. Sleep level 2 drops it, level 1 keeps weights.
+fn kept_in(kind: MechanismKind, sleep_level: u8) -> Option<Keeps> {
     match kind {
-        MechanismKind::Park | MechanismKind::ParkCheckpoint | MechanismKind::Checkpoint => true,
-        MechanismKind::Sleep | MechanismKind::SleepCheckpoint => sleep_level == 1,
-        MechanismKind::Freeze | MechanismKind::Restart | MechanismKind::Hook => false,
+        MechanismKind::Park | MechanismKind::ParkCheckpoint => Some(Keeps::Pool),
+        MechanismKind::Checkpoint => Some(Keeps::Host),
+        MechanismKind::Sleep | MechanismKind::SleepCheckpoint => (sleep_level == 1).then_some(Keeps::Host),
+        MechanismKind::Freeze | MechanismKind::Restart | MechanismKind::Hook => None,
+    }
+}
+
+/// A parked engine's CUDA context and small allocations stay on the GPU: up to so much was seen (vLLM, SGLang).
+const PARKED_REST: Bytes = Bytes::gib(1);
+
+/// Under `auto`, puts `park+checkpoint` before `park` where what parked engines leave on a GPU adds up to more than the
+/// largest of its models can spare. `gpus[i]` are the GPUs of model `i`.
+pub fn leave_nothing_where_it_adds_up(plan: &mut Plan, gpus: &[SmallVec<[usize; 8]>], capacity: &Footprint) {
+    for (gpu, &room) in capacity.gpu.iter().enumerate() {
+        let here: Vec<usize> = (0..plan.models.len()).filter(|at| gpus[*at].contains(&gpu)).collect();
+        // Engines that are not told otherwise take nine tenths or less.
+        let takes = |at: &usize| plan.models[*at].gpu_memory.unwrap_or(Bytes(room.0 / 10 * 9));
+        let largest = here.iter().map(takes).max().unwrap_or_default();
+        let rests = Bytes(PARKED_REST.0 * here.len().saturating_sub(1) as u64);
+        if largest + rests <= room {
+            continue;
+        }
+        for at in here {
+            let model = &mut plan.models[at];
+            let place = |kind| model.swap.iter().position(|it| *it == kind);
+            if let (true, Some(park), Some(nothing_left)) =
+                (model.swap_auto, place(MechanismKind::Park), place(MechanismKind::ParkCheckpoint))
+                && park < nothing_left
+            {
+                model.swap.swap(park, nothing_left);
+            }
+        }
     }
 }
 
@@ -109,23 +173,26 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
     let host = model.host_memory.unwrap_or_default();
     let (resident, out) = if gpus.is_empty() {
         // A CPU engine computes in a slot; it keeps its memory unless it is swapped by `restart`.
-        let resident = Footprint { gpu: SmallVec::new(), host, slots: 1 };
+        let resident = Footprint { host, slots: 1, ..Footprint::default() };
         let kept = if model.swap.first() == Some(&MechanismKind::Restart) { Bytes(0) } else { host };
-        (resident, Footprint { gpu: SmallVec::new(), host: kept, slots: 0 })
+        (resident, Footprint { host: kept, ..Footprint::default() })
     } else {
         // Engines that are not told otherwise size their cache by what is free: they take the whole GPU.
         let mut each: SmallVec<[Bytes; 8]> = smallvec![Bytes(0); capacity.gpu.len()];
         for gpu in gpus {
             each[*gpu] = model.gpu_memory.unwrap_or(capacity.gpu[*gpu]);
         }
-        let stays = model.swap.first().is_some_and(|kind| leaves_on_host(*kind, model.sleep_level));
-        // Of an engine whose size is not known the whole host at most: its trial tells.
+        // Of an engine whose size is not known the whole host or pool at most: its trial tells.
         let moved: Bytes = each.iter().copied().sum();
-        let host = if stays { moved.min(capacity.host) } else { Bytes(0) };
-        let resident = Footprint { gpu: each, host: Bytes(0), slots: 0 };
-        (resident, Footprint { gpu: SmallVec::new(), host, slots: 0 })
+        let out = Footprint::default();
+        let out = match model.swap.first().and_then(|kind| kept_in(*kind, model.sleep_level)) {
+            Some(Keeps::Host) => out.with_host(moved.min(capacity.host)),
+            Some(Keeps::Pool) => out.with_pool(moved.min(capacity.pool)),
+            None => out,
+        };
+        (Footprint { gpu: each, ..Footprint::default() }, out)
     };
-    let starting = Footprint { host: resident.host.max(out.host), ..resident.clone() };
+    let starting = resident.max(&out);
     ModelSpec {
         name: Arc::from(model.name.as_str()),
         pin: model.pin,
@@ -153,7 +220,12 @@ mod tests {
     }
 
     fn host(gib: u64) -> Footprint {
-        Footprint { gpu: SmallVec::from_elem(Bytes::gib(16), 1), host: Bytes::gib(gib), slots: 1 }
+        Footprint {
+            gpu: SmallVec::from_elem(Bytes::gib(16), 1),
+            host: Bytes::gib(gib),
+            slots: 1,
+            ..Footprint::default()
+        }
     }
 
     #[test]

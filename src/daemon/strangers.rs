@@ -9,7 +9,7 @@ use super::{
     specs::{self, Resources},
 };
 use crate::{
-    gpu::GpuClient,
+    gpu::{GpuClient, launch::SERVER_VERB},
     process::{ProcFs, Tree},
     scheduler::Event,
     units::Bytes,
@@ -65,10 +65,15 @@ async fn ours_and_free(client: &GpuClient, gpus: usize) -> Option<Vec<Bytes>> {
     Some(sums)
 }
 
-/// Every process of this run. One pass over `/proc`.
+/// Every process of this run but the gpu server, whose contexts no engine can have. One pass over `/proc`.
 fn below_us() -> HashSet<i32> {
     let proc = ProcFs::default();
     let Some(own) = proc.stat(std::process::id().cast_signed()) else { return HashSet::new() };
     let members = Tree::of(own.id).members().unwrap_or_default();
-    members.into_iter().map(|stat| stat.id.pid).collect()
+    let server = |pid: i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(SERVER_VERB.as_bytes())
+    };
+    let engines = members.into_iter().filter(|stat| stat.ppid != own.id.pid || !server(stat.id.pid));
+    engines.map(|stat| stat.id.pid).collect()
 }

@@ -2,6 +2,7 @@
 
 use super::{
     gpus::JobGpus,
+    parking::ParkPlace,
     report::{Order, Report},
     specs,
     worker::Worker,
@@ -78,9 +79,10 @@ pub fn wire(
     spawner: &Spawner,
     found: &JobGpus,
     run_dir: &RunDir,
+    parking: &Result<ParkPlace, String>,
+    gpus: Vec<SmallVec<[usize; 8]>>,
     trial: bool,
 ) -> Result<Wiring, WiringError> {
-    let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> = gpus
         .iter()
@@ -93,7 +95,8 @@ pub fn wire(
         Some(client) => Arc::new(client.clone()),
         None => Arc::new(NoGpus),
     };
-    let deps = Deps { gpus: gpus_seen, server: found.client.clone() };
+    let can_park = parking.as_ref().map(|place| place.parking).map_err(Clone::clone);
+    let deps = Deps { gpus: gpus_seen, server: found.client.clone(), parking: can_park };
     let places = gpus.iter().zip(&placements).enumerate();
     let prepared = places.map(|(at, (gpus, placement))| {
         let model = plan.models[at].clone();
@@ -108,7 +111,7 @@ pub fn wire(
             threads: placement.cpus.len().max(1),
             gpu_memory_fraction: fraction(model.gpu_memory, gpus, &found.totals),
             binding: Binding::prepare(placement, view.this_system),
-            extra: BTreeMap::new(),
+            extra: parking.iter().flat_map(|place| place.environment(&model)).collect(),
         };
         let swapper = Swapper::new(&model, &deps);
         let engine = Engine::new(Arc::new(model), env);

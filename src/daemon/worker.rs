@@ -90,14 +90,16 @@ impl Worker {
                 self.stop().await;
                 self.report(Event::Stopped { model }, Stage::Idle, "");
             }
-            Order::SwapOut { in_flight } => match self.swapper.swap_out(&mut self.engine, in_flight).await {
-                Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),
-                Err(fault) => {
-                    let (fault, lost) = told(fault);
-                    let note = fault.detail.clone();
-                    self.report(Event::SwapOutFailed { model, fault, lost }, Stage::Ready, &note);
+            Order::SwapOut { in_flight, free } => {
+                match self.swapper.swap_out(&mut self.engine, in_flight, free).await {
+                    Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),
+                    Err(fault) => {
+                        let (fault, lost) = told(fault);
+                        let note = fault.detail.clone();
+                        self.report(Event::SwapOutFailed { model, fault, lost }, Stage::Ready, &note);
+                    }
                 }
-            },
+            }
             Order::SwapIn => match self.swapper.swap_in(&mut self.engine).await {
                 Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
                 Err(fault) => {

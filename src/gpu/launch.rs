@@ -12,6 +12,9 @@ use crate::process::{Child, Launch, Output, Spawner};
 /// Variable that tells the gpu server the number of its socket's descriptor.
 pub const SOCKET_VARIABLE: &str = "SWAPSERVE_GPU_SOCKET";
 
+/// The hidden verb of this program that is the gpu server.
+pub const SERVER_VERB: &str = "gpu-server";
+
 /// How the gpu server is started.
 #[derive(Debug, Clone)]
 pub struct ServerCommand {
@@ -33,7 +36,7 @@ impl ServerCommand {
     pub fn own() -> io::Result<Self> {
         Ok(Self {
             program: std::env::current_exe()?,
-            arguments: vec!["gpu-server".into()],
+            arguments: vec![SERVER_VERB.into()],
             environment: Vec::new(),
             park: None,
         })

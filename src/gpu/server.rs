@@ -15,7 +15,7 @@ use super::driver::{Device, Driver};
 use super::launch::SOCKET_VARIABLE;
 use super::nvml::{Nvml, without_nvml};
 use super::park::server::MemoryServer;
-use super::park::setup::handed_over;
+use super::park::setup::{handed_over, has_pool};
 use super::protocol::{Answer, Call, Description, Gpu, Numbered, Outcome, Refusal, read_frame, write_frame};
 
 /// The hidden verb: serves calls that arrive on the socket that the daemon handed over, until it is closed. Never
@@ -79,6 +79,10 @@ impl Gpus {
 
     /// The memory server, if the daemon has handed over a pool.
     fn park(&self) -> Result<&MemoryServer, Refusal> {
+        // Once it has started, the pool's descriptor is a mapping.
+        if self.park.get().is_none() && !has_pool() {
+            return Err(no_pool());
+        }
         let start = || {
             self.driver()?;
             let handover = handed_over().ok_or_else(no_pool)?;

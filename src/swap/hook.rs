@@ -104,7 +104,7 @@ impl Hook {
         }
         let gpu = self.gpus.held(&engine.tree()).await.unwrap_or_default();
         let host = if engine.plan.gpus == 0 { engine.resident_pages() } else { Default::default() };
-        Ok(Footprint { gpu, host, slots: 0 })
+        Ok(Footprint { gpu, host, ..Footprint::default() })
     }
 }
 

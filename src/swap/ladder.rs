@@ -1,6 +1,7 @@
 //! Which mechanism is built from what: the one table.
 
 use super::checkpoint::{Checkpoint, SleepCheckpoint};
+use super::park::{Park, ParkCheckpoint};
 use super::{Freeze, Hook, Mechanism, MemoryProbe, MoveLog, Restart, Sleep, SwapError};
 use crate::{
     engine::Engine,
@@ -17,6 +18,15 @@ pub struct Deps {
     pub gpus: Arc<dyn MemoryProbe>,
     /// The gpu server, on a node with GPUs.
     pub server: Option<GpuClient>,
+    /// Whether engines are started so that they can be parked; if not, why.
+    pub parking: Result<Parking, String>,
+}
+
+/// How engines are parked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parking {
+    /// Compare every block that comes back with what went out.
+    pub verify: bool,
 }
 
 /// The mechanism of this kind. Where this run cannot have it, one that suits no engine and says why.
@@ -31,10 +41,16 @@ pub fn build(kind: MechanismKind, deps: &Deps) -> Arc<dyn Mechanism> {
         (MechanismKind::SleepCheckpoint, Some(gpu)) => {
             Arc::new(SleepCheckpoint::new(sleep(), Checkpoint::new(gpu.clone())))
         }
-        (MechanismKind::Park | MechanismKind::ParkCheckpoint, Some(_)) => Arc::new(Missing {
-            kind,
-            reason: "the engine was started without the preload library".to_owned(),
-        }),
+        (MechanismKind::Park | MechanismKind::ParkCheckpoint, Some(gpu)) => match &deps.parking {
+            Ok(parking) => {
+                let park = Park::new(gpu.clone(), deps.gpus.clone(), parking.verify);
+                match kind {
+                    MechanismKind::Park => Arc::new(park),
+                    _ => Arc::new(ParkCheckpoint::new(park, Checkpoint::new(gpu.clone()))),
+                }
+            }
+            Err(reason) => Arc::new(Missing { kind, reason: reason.clone() }),
+        },
         (_, None) => Arc::new(Missing {
             kind,
             reason: "needs a GPU with NVIDIA's driver, and this run has none".to_owned(),

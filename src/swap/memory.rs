@@ -82,16 +82,15 @@ pub(super) fn total(held: &[Bytes]) -> Bytes {
 /// Waits until the tree holds at most `most` in all, and returns what it holds then; the last reading if that does not
 /// happen before `deadline`. NVML can lag about a second behind what the driver has freed.
 pub(super) async fn wait_until_free(
-    engine: &Engine,
+    tree: &[ProcId],
     gpus: &dyn MemoryProbe,
     most: Bytes,
     deadline: Instant,
 ) -> Option<PerGpu> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-    let tree = engine.tree();
     let mut pause = Duration::from_millis(1);
     loop {
-        let held = gpus.held(&tree).await?;
+        let held = gpus.held(tree).await?;
         if total(&held) <= most || Instant::now() >= deadline {
             return Some(held);
         }

@@ -11,7 +11,7 @@
 //! | `trial` | which rung really works, found out before anybody depends on it |
 //! | `ladder` | which mechanism is built from what: the one table |
 //! | `memory`, `gpus` | what an engine holds, measured |
-//! | `freeze`, `restart`, `hook`, `sleep`, [`checkpoint`] | the mechanisms |
+//! | `freeze`, `restart`, `hook`, `sleep`, [`checkpoint`], [`park`] | the mechanisms |
 //!
 //! A stranger uses [`Swapper`]; to add a mechanism: a file here, a kind in [`crate::units`], a line in `ladder`.
 
@@ -21,6 +21,7 @@ mod gpus;
 mod hook;
 mod ladder;
 mod memory;
+pub mod park;
 mod restart;
 mod sleep;
 mod swapper;
@@ -28,7 +29,7 @@ mod trial;
 
 pub use freeze::Freeze;
 pub use hook::Hook;
-pub use ladder::{Deps, Missing, build};
+pub use ladder::{Deps, Missing, Parking, build};
 pub use memory::{MemoryProbe, NoGpus, PerGpu};
 pub use restart::Restart;
 pub use sleep::Sleep;
@@ -37,7 +38,7 @@ pub use trial::{Trial, TrialError};
 
 use crate::{
     engine::Engine,
-    units::{Footprint, MechanismKind},
+    units::{Bytes, Footprint, MechanismKind},
 };
 use async_trait::async_trait;
 use smallvec::SmallVec;
@@ -71,16 +72,20 @@ pub struct MoveLog {
     pub deadline: Instant,
     /// Requests still open on the engine.
     pub in_flight: u32,
+    /// Bytes that a swap-out has to free on each GPU at least; nothing for all of it. Only `park` can do less than all.
+    pub free: Option<Bytes>,
     /// Phases in order, each with its time.
     pub phases: SmallVec<[(String, Duration); 8]>,
     /// Bytes that crossed the bus, where the mechanism knows.
-    pub moved: Option<crate::units::Bytes>,
+    pub moved: Option<Bytes>,
+    /// What the engine held on each GPU before a swap-out, where the mechanism came to know it.
+    pub resident: Option<PerGpu>,
 }
 
 impl MoveLog {
     /// A move that has until `deadline`.
     pub fn new(deadline: Instant, in_flight: u32) -> Self {
-        MoveLog { deadline, in_flight, phases: SmallVec::new(), moved: None }
+        MoveLog { deadline, in_flight, free: None, phases: SmallVec::new(), moved: None, resident: None }
     }
 
     /// Runs one phase and notes its time, also when it fails.

@@ -59,7 +59,11 @@ pub struct MoveFailed {
 /// Which way a move goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    Out,
+    /// With so many requests open; all of it, or at least so many bytes on each GPU.
+    Out {
+        in_flight: u32,
+        free: Option<Bytes>,
+    },
     In,
 }
 
@@ -97,7 +101,12 @@ impl Swapper {
     ///
     /// # Errors
     /// When the engine stays resident, or is lost; it has been stopped then.
-    pub async fn swap_out(&mut self, engine: &mut Engine, in_flight: u32) -> Result<SwapMeasure, MoveFailed> {
+    pub async fn swap_out(
+        &mut self,
+        engine: &mut Engine,
+        in_flight: u32,
+        free: Option<Bytes>,
+    ) -> Result<SwapMeasure, MoveFailed> {
         loop {
             let Some(at) = self.current else {
                 let detail = "no mechanism is left that can swap this engine".to_owned();
@@ -108,7 +117,7 @@ impl Swapper {
                 let detail = format!("{in_flight} request(s) run, and {kind} would cut them off");
                 return Err(MoveFailed { detail, lost: false });
             }
-            match self.attempt(at, engine, Way::Out, in_flight).await {
+            match self.attempt(at, engine, Way::Out { in_flight, free }).await {
                 Ok(measure) => return Ok(measure),
                 Err(error) => match self.judge(at, engine, error).await {
                     Some(failed) => return Err(failed),
@@ -126,7 +135,7 @@ impl Swapper {
         let Some(at) = self.out_by else {
             return Err(MoveFailed { detail: "the engine is not out".to_owned(), lost: !engine.is_alive() });
         };
-        match self.attempt(at, engine, Way::In, 0).await {
+        match self.attempt(at, engine, Way::In).await {
             Ok(measure) => Ok(measure),
             Err(error) => match self.judge(at, engine, error).await {
                 Some(failed) => Err(failed),
@@ -164,23 +173,20 @@ impl Swapper {
     }
 
     /// One move by one rung, measured.
-    async fn attempt(
-        &mut self,
-        at: usize,
-        engine: &mut Engine,
-        way: Way,
-        in_flight: u32,
-    ) -> Result<SwapMeasure, SwapError> {
+    async fn attempt(&mut self, at: usize, engine: &mut Engine, way: Way) -> Result<SwapMeasure, SwapError> {
         let mechanism = self.rungs[at].mechanism.clone();
         let kind = mechanism.kind();
         let begun = Instant::now();
-        let mut log = MoveLog::new(begun + engine.plan.swap_timeout, in_flight);
+        let mut log = MoveLog::new(begun + engine.plan.swap_timeout, 0);
+        if let Way::Out { in_flight, free } = way {
+            (log.in_flight, log.free) = (in_flight, free);
+        }
         // The two mechanisms that end the engine's process on purpose are not watched for its end.
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
         let moved = async {
             match way {
-                Way::Out => mechanism.swap_out(engine, &mut log).await,
+                Way::Out { .. } => mechanism.swap_out(engine, &mut log).await,
                 Way::In => mechanism.swap_in(engine, &mut log).await,
             }
         };
@@ -194,8 +200,11 @@ impl Swapper {
         let took = begun.elapsed();
         self.rungs[at].strikes = 0;
         match way {
-            Way::Out => {
+            Way::Out { .. } => {
                 self.out_by = Some(at);
+                if let Some(held) = log.resident.take() {
+                    self.resident.gpu = held;
+                }
                 self.out = self.out_footprint(kind, measured);
             }
             Way::In => {
@@ -273,7 +282,7 @@ impl Swapper {
         at: usize,
         engine: &mut Engine,
     ) -> Result<SwapMeasure, SwapError> {
-        self.attempt(at, engine, Way::Out, 0).await
+        self.attempt(at, engine, Way::Out { in_flight: 0, free: None }).await
     }
 
     pub(super) async fn attempt_in(
@@ -281,6 +290,6 @@ impl Swapper {
         at: usize,
         engine: &mut Engine,
     ) -> Result<SwapMeasure, SwapError> {
-        self.attempt(at, engine, Way::In, 0).await
+        self.attempt(at, engine, Way::In).await
     }
 }

@@ -62,7 +62,10 @@ async fn a_real_embedder_gives_the_same_vector_before_and_after_its_swap() {
     engine.launch(&|_| {}).await.expect("it starts");
     let before = engine.probe(1, Duration::from_secs(30)).await.expect("it answers");
     assert!(matches!(&before, Answer::Vector(vector) if vector.len() == 384), "{}", before.excerpt());
-    let mut swapper = Swapper::new(&engine.plan, &Deps { gpus: Arc::new(NoGpus), server: None });
+    let mut swapper = Swapper::new(
+        &engine.plan,
+        &Deps { gpus: Arc::new(NoGpus), server: None, parking: Err("no GPU".to_owned()) },
+    );
     assert_eq!(swapper.trial(&mut engine).await.expect("freeze passes").chosen, MechanismKind::Freeze);
     assert!(engine.probe(1, Duration::from_secs(30)).await.expect("it answers").same(&before));
     engine.stop().await.expect("it can be stopped");

@@ -107,7 +107,10 @@ async fn every_engines_own_sleep_is_asked_for_in_its_order() {
         }
         let mut engine = launched(&lab, plan).await;
         lab.calls();
-        let mut swapper = Swapper::new(&engine.plan, &Deps { gpus: lab.gpu(), server: None });
+        let mut swapper = Swapper::new(
+            &engine.plan,
+            &Deps { gpus: lab.gpu(), server: None, parking: Err("no GPU".to_owned()) },
+        );
         let trial = swapper.trial(&mut engine).await.expect("sleep or restart passes");
         assert_eq!(trial.chosen, MechanismKind::Sleep, "{flavour} {level}: {:?}", swapper.crossed());
         assert_eq!(lab.calls(), expected, "{flavour} {level}");
@@ -132,7 +135,10 @@ async fn a_sleep_that_lies_is_crossed_out_with_its_reason() {
         let plan = sleeper(&lab, Preset::Vllm, "vllm", &["--enable-sleep-mode", "--lie", lie]);
         let plan = ModelPlan { swap_timeout: Duration::from_secs(2), ..plan };
         let mut engine = launched(&lab, plan).await;
-        let mut swapper = Swapper::new(&engine.plan, &Deps { gpus: lab.gpu(), server: None });
+        let mut swapper = Swapper::new(
+            &engine.plan,
+            &Deps { gpus: lab.gpu(), server: None, parking: Err("no GPU".to_owned()) },
+        );
         let trial = swapper.trial(&mut engine).await.expect("restart is left");
         assert_eq!(trial.chosen, MechanismKind::Restart, "{lie}");
         let [(MechanismKind::Sleep, found)] = swapper.crossed() else {
@@ -149,7 +155,10 @@ async fn a_sleep_that_lies_is_crossed_out_with_its_reason() {
 async fn what_an_engine_was_not_started_with_is_said_before_anything_is_tried() {
     let lab = Lab::new();
     let mut engine = launched(&lab, lab.sleeper(Preset::Vllm, "vllm", &[])).await;
-    let mut swapper = Swapper::new(&engine.plan, &Deps { gpus: lab.gpu(), server: None });
+    let mut swapper = Swapper::new(
+        &engine.plan,
+        &Deps { gpus: lab.gpu(), server: None, parking: Err("no GPU".to_owned()) },
+    );
     swapper.trial(&mut engine).await.expect("restart is left");
     let (_, reason) = &swapper.crossed()[0];
     assert!(
@@ -166,7 +175,10 @@ async fn in_service_a_mechanism_has_two_strikes() {
     let lab = Lab::new();
     let plan = sleeper(&lab, Preset::Vllm, "vllm", &["--enable-sleep-mode", "--lie", "sleep"]);
     let mut engine = launched(&lab, ModelPlan { swap_timeout: Duration::from_secs(1), ..plan }).await;
-    let mut swapper = Swapper::new(&engine.plan, &Deps { gpus: lab.gpu(), server: None });
+    let mut swapper = Swapper::new(
+        &engine.plan,
+        &Deps { gpus: lab.gpu(), server: None, parking: Err("no GPU".to_owned()) },
+    );
     swapper.adopt(&engine).await.expect("sleep suits");
     assert_eq!(swapper.current(), Some(MechanismKind::Sleep));
 

@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn no_gpus() -> Deps {
-    Deps { gpus: Arc::new(NoGpus), server: None }
+    Deps { gpus: Arc::new(NoGpus), server: None, parking: Err("no GPU".to_owned()) }
 }
 
 fn names(measure: &SwapMeasure) -> Vec<&str> {

@@ -19,6 +19,7 @@
 //! | --- | --- |
 //! | [`setup`] | the daemon's side: the pool's memory and the door, which outlive a gpu server |
 //! | [`call`] | what the daemon asks, and the answers |
+//! | [`library`] | where the preload library lies, and the environment of an engine that has it |
 //! | [`server`] | the processes that have connected |
 //! | `out`, `back` | the two moves |
 //! | `engine`, `link`, `wire` | one process: what is known of it, its connection, its messages |
@@ -33,6 +34,7 @@ mod cuda;
 mod device;
 mod engine;
 mod ledger;
+pub mod library;
 mod link;
 mod out;
 mod pool;

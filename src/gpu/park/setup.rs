@@ -32,7 +32,6 @@ pub struct ParkSetup {
     pool: Arc<OwnedFd>,
     listener: Arc<OwnedFd>,
     name: String,
-    bytes: u64,
     node: Option<u32>,
 }
 
@@ -42,7 +41,6 @@ impl ParkSetup {
     /// # Errors
     /// If the kernel gives no memory file or socket.
     pub fn new(bytes: u64, node: Option<u32>) -> io::Result<Self> {
-        let bytes = bytes.next_multiple_of(super::pool::SEGMENT);
         // SAFETY: a constant name; the descriptor returned is owned by nobody else.
         let pool = unsafe { libc::memfd_create(c"swapserve-pool".as_ptr(), libc::MFD_CLOEXEC) };
         if pool < 0 {
@@ -50,25 +48,32 @@ impl ParkSetup {
         }
         // SAFETY: just opened, as seen.
         let pool = unsafe { OwnedFd::from_raw_fd(pool) };
-        // SAFETY: the descriptor is open.
-        if unsafe { libc::ftruncate(pool.as_raw_fd(), bytes.cast_signed()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
         let mut random = [0u8; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let name = format!("swapserve-park-{:032x}", u128::from_le_bytes(random));
         let listener = listen(&name)?;
-        Ok(Self { pool: Arc::new(pool), listener: Arc::new(listener), name, bytes, node })
+        let setup = Self { pool: Arc::new(pool), listener: Arc::new(listener), name, node };
+        setup.resize(bytes)?;
+        Ok(setup)
+    }
+
+    /// Gives the pool its size, in whole segments of 256 MiB. To be called before anything asks the gpu server for it;
+    /// a pool of no bytes is none.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn resize(&self, bytes: u64) -> io::Result<()> {
+        let bytes = bytes.next_multiple_of(super::pool::SEGMENT);
+        // SAFETY: the descriptor is open.
+        if unsafe { libc::ftruncate(self.pool.as_raw_fd(), bytes.cast_signed()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// What an engine needs in its environment.
     pub fn engine_environment(&self) -> (OsString, OsString) {
         (SOCKET_VARIABLE.into(), format!("@{}", self.name).into())
-    }
-
-    /// Bytes of the pool.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Hands it to a gpu server that is about to be launched.
@@ -95,8 +100,21 @@ pub(crate) fn handed_over() -> Option<Handover> {
     Some(Handover { pool, listener, bytes, node })
 }
 
+/// In the gpu server: whether there is a pool by now. The daemon sizes it when it has read its config.
+pub(crate) fn has_pool() -> bool {
+    let Some(number) = number(POOL_VARIABLE) else { return false };
+    // SAFETY: all zeros is a valid value of a struct of plain numbers.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: fstat only looks; the struct is a live local.
+    (unsafe { libc::fstat(number, &raw mut found) } == 0) && found.st_size > 0
+}
+
+fn number(variable: &str) -> Option<RawFd> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
 fn inherited(variable: &str) -> Option<OwnedFd> {
-    let number: RawFd = std::env::var(variable).ok()?.parse().ok()?;
+    let number = number(variable)?;
     // SAFETY: fcntl only looks whether the number is an open descriptor.
     let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
     // SAFETY: the descriptor is open, and nothing else in this fresh process owns it: the daemon passed it for this.

@@ -418,6 +418,7 @@ fn scaled(footprint: &Footprint, percent: u64) -> Footprint {
     Footprint {
         gpu: footprint.gpu.iter().map(|bytes| part(*bytes)).collect(),
         host: part(footprint.host),
+        pool: part(footprint.pool),
         slots: footprint.slots,
     }
 }

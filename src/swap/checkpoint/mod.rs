@@ -118,7 +118,7 @@ impl Checkpoint {
         log.phase("freeze", async { signal(&members, Signal::STOP) }).await;
         let total: Bytes = held.iter().copied().sum();
         log.moved = Some(total);
-        Ok(Footprint { gpu: per_gpu(&left.unwrap_or_default()), host: total, slots: 0 })
+        Ok(Footprint { gpu: per_gpu(&left.unwrap_or_default()), host: total, ..Footprint::default() })
     }
 
     async fn back(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {

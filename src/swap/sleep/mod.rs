@@ -47,7 +47,8 @@ impl Sleep {
         let held = memory::total(before);
         let most = memory::most_left(held);
         let limit = log.deadline.min(Instant::now() + CONFIRM_LIMIT);
-        let after = memory::wait_until_free(engine, &*self.gpus, most, limit).await.unwrap_or_default();
+        let after =
+            memory::wait_until_free(&engine.tree(), &*self.gpus, most, limit).await.unwrap_or_default();
         match memory::total(&after) {
             left if left <= most => Ok(after),
             left => Err(format!("the engine says it sleeps, and still holds {left} of {held} on the GPUs")),
@@ -84,7 +85,11 @@ impl Mechanism for Sleep {
             }
         };
         match slept.await {
-            Ok(gpu) => Ok(Footprint { gpu: gpu.unwrap_or_default(), host: host(engine, pages), slots: 0 }),
+            Ok(gpu) => Ok(Footprint {
+                gpu: gpu.unwrap_or_default(),
+                host: host(engine, pages),
+                ..Footprint::default()
+            }),
             Err(reason) => {
                 let awake = wake_again(engine, &recipe, log).await;
                 Err(self.fault("sleep", reason, awake))

@@ -1,0 +1,180 @@
+//! `park` and `park+checkpoint`: device memory to the job's pinned pool and back, at the speed of the bus.
+//!
+//! ```text
+//! out: gate closed, GPU at rest ─▶ digest ─▶ copy what changed ─▶ memory given up ─▶ [driver's checkpoint of the rest]
+//! in:  [driver's restore] ─▶ memory made anew ─▶ filled ─▶ gate open
+//! ```
+//!
+//! The work is the memory server's ([`crate::gpu::park`]) and the preload library's. Here an engine's process tree becomes
+//! one move: all of its processes that can be parked, or none. Calls of the engine that submit GPU work wait while it is
+//! out, so a request in mid-answer pauses and goes on.
+//!
+//! | module | role |
+//! | --- | --- |
+//! | `rest` | `park+checkpoint` |
+
+mod rest;
+
+pub use rest::ParkCheckpoint;
+
+use super::{Mechanism, MemoryProbe, MoveLog, SwapError, memory};
+use crate::engine::Engine;
+use crate::gpu::park::call::{Moved, ParkedProcess};
+use crate::gpu::{GpuClient, GpuError};
+use crate::process::ProcId;
+use crate::units::{Bytes, Footprint, MechanismKind};
+use async_trait::async_trait;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an engine may take to come to rest: a kernel that does not end, or a thread that waits inside the driver for
+/// another process, keeps it from being parked.
+const REST_LIMIT: Duration = Duration::from_secs(10);
+/// How long the swap-in waits for device memory that the ledger says is free.
+const FREE_LIMIT: Duration = Duration::from_secs(5);
+/// How long NVML may lag behind what was given up.
+const LAG_LIMIT: Duration = Duration::from_secs(2);
+/// Before processes that have lost their memory server are asked for again; they look for the next one five times a second.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long they may take to find it.
+const REUNION_LIMIT: Duration = Duration::from_secs(20);
+
+/// Parks an engine. One value serves one engine.
+pub struct Park {
+    gpu: GpuClient,
+    gpus: Arc<dyn MemoryProbe>,
+    /// Compare every block with what went out.
+    verify: bool,
+    /// Processes that are out: each of them has to come back.
+    out: Mutex<Vec<i32>>,
+}
+
+impl Park {
+    /// Parks through this gpu server; with `verify` each swap-in is compared block by block with what went out.
+    pub fn new(gpu: GpuClient, gpus: Arc<dyn MemoryProbe>, verify: bool) -> Self {
+        Park { gpu, gpus, verify, out: Mutex::default() }
+    }
+
+    /// The engine's processes that the memory server knows.
+    async fn known(&self, engine: &Engine) -> Result<Vec<ParkedProcess>, String> {
+        let tree = pids(&engine.tree());
+        let pool = self.gpu.parking().await.map_err(|error| error.to_string())?;
+        Ok(pool.processes.into_iter().filter(|it| tree.contains(&it.pid)).collect())
+    }
+
+    /// Out, all of it or `free` bytes on each GPU, the engine's processes together.
+    async fn take_out(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        let tree = log.phase("find", async { engine.tree() }).await;
+        let (pids, limit) = (pids(&tree), log.left());
+        let wanted = log.free.map(|bytes| bytes.0);
+        // The first bytes go when every block has been digested; NVML has answered by then.
+        let (before, outcome) = tokio::join!(
+            self.gpus.held(&tree),
+            self.gpu.park_out(pids.clone(), wanted, REST_LIMIT.min(limit), limit)
+        );
+        let moved = match outcome {
+            Ok(moved) if moved.processes > 0 => moved,
+            Ok(_) => {
+                let reason = "none of its processes is known to the memory server".to_owned();
+                return Err(self.fault("park", reason, true));
+            }
+            Err(error) => {
+                // Some of the processes may be out: half an engine is of no use.
+                let back = self.all_back(&pids, log).await;
+                return Err(self.fault("park", error.to_string(), back.is_ok() && engine.is_alive()));
+            }
+        };
+        note(log, &moved);
+        *self.out.lock().unwrap_or_else(PoisonError::into_inner) = pids;
+        // Small allocations of the engine's come and go meanwhile.
+        let freed = Bytes(moved.bytes / 10 * 9);
+        let most = memory::total(&before.clone().unwrap_or_default()).saturating_sub(freed);
+        let deadline = log.deadline.min(Instant::now() + LAG_LIMIT);
+        let left = log.phase("release", memory::wait_until_free(&tree, &*self.gpus, most, deadline)).await;
+        log.resident = before;
+        Ok(Footprint { gpu: left.unwrap_or_default(), pool: Bytes(moved.pool), ..Footprint::default() })
+    }
+
+    /// In; on return every process that went out is back.
+    async fn bring_in(&self, log: &mut MoveLog) -> Result<(), String> {
+        let pids = self.out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let moved = self.all_back(&pids, log).await?;
+        note(log, &moved);
+        self.out.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        Ok(())
+    }
+
+    /// Brings processes back; those that look for a new memory server are waited for.
+    async fn all_back(&self, pids: &[i32], log: &MoveLog) -> Result<Moved, String> {
+        let deadline = log.deadline.min(Instant::now() + REUNION_LIMIT);
+        loop {
+            let wait = FREE_LIMIT.min(log.left());
+            let reason = match self.gpu.park_in(pids.to_vec(), self.verify, wait).await {
+                Ok(moved) if moved.processes > 0 => return Ok(moved),
+                Ok(_) => "none of its processes is known to the memory server".to_owned(),
+                Err(error @ GpuError::Refused(_)) => return Err(error.to_string()),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                return Err(reason);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Mechanism for Park {
+    fn kind(&self) -> MechanismKind {
+        MechanismKind::Park
+    }
+
+    async fn suits(&self, engine: &Engine) -> Result<(), String> {
+        if engine.plan.gpus == 0 {
+            return Err("a CPU engine has no GPU memory to park".to_owned());
+        }
+        let known = self.known(engine).await?;
+        let held = self.gpus.held(&engine.tree()).await.unwrap_or_default();
+        judge(&known, memory::total(&held))
+    }
+
+    async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        self.take_out(engine, log).await
+    }
+
+    async fn swap_in(&self, _engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        // What is not back is in the pool still, and the engine waits.
+        self.bring_in(log).await.map_err(|reason| self.fault("unpark", reason, true))?;
+        Ok(Footprint::default())
+    }
+}
+
+/// Why an engine that holds so much on the GPUs cannot be parked.
+fn judge(known: &[ParkedProcess], held: Bytes) -> Result<(), String> {
+    if known.is_empty() {
+        return Err(
+            "no process of the engine has met the preload library's needs: it was linked to the driver \
+                    statically, opened it past the library, or dropped LD_PRELOAD on the way"
+                .to_owned(),
+        );
+    }
+    let sum = |part: fn(&ParkedProcess) -> u64| Bytes(known.iter().map(part).sum());
+    let (here, shared) = (sum(|it| it.here), sum(|it| it.shared));
+    if here.is_zero() {
+        return Err(format!(
+            "of the {held} that it holds on the GPUs nothing can be parked ({shared} is shared with others)"
+        ));
+    }
+    Ok(())
+}
+
+fn pids(tree: &[ProcId]) -> Vec<i32> {
+    tree.iter().map(|id| id.pid).collect()
+}
+
+/// The memory server's own phases and bytes.
+fn note(log: &mut MoveLog, moved: &Moved) {
+    log.moved = Some(Bytes(moved.copied));
+    log.phases
+        .extend(moved.phases.iter().map(|(name, seconds)| (name.clone(), Duration::from_secs_f64(*seconds))));
+}
