@@ -195,7 +195,7 @@ impl Session {
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
         let Wiring { gpus, prepared } =
-            wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, gpus, options.trial)?;
+            wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, options.trial)?;
         let models = specs::specs(&plan, &gpus, &capacity);
         let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {

@@ -80,9 +80,9 @@ pub fn wire(
     found: &JobGpus,
     run_dir: &RunDir,
     parking: &Result<ParkPlace, String>,
-    gpus: Vec<SmallVec<[usize; 8]>>,
     trial: bool,
 ) -> Result<Wiring, WiringError> {
+    let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> = gpus
         .iter()
