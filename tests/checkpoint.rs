@@ -319,7 +319,7 @@ async fn an_engine_that_sleeps_first_leaves_nothing() {
     let mut swapper = Swapper::new(&case.engine.plan, &case.deps());
     let trial = swapper.trial(&mut case.engine).await.unwrap();
     assert_eq!(trial.chosen, MechanismKind::SleepCheckpoint, "{:?}", swapper.crossed());
-    let out = swapper.swap_out(&mut case.engine, 0).await.unwrap().out;
+    let out = swapper.swap_out(&mut case.engine, 0, None).await.unwrap().out;
     assert_eq!(out.gpu.iter().copied().sum::<Bytes>(), Bytes(0));
     swapper.swap_in(&mut case.engine).await.unwrap();
     case.intact().await;

@@ -182,10 +182,10 @@ async fn in_service_a_mechanism_has_two_strikes() {
     swapper.adopt(&engine).await.expect("sleep suits");
     assert_eq!(swapper.current(), Some(MechanismKind::Sleep));
 
-    let first = swapper.swap_out(&mut engine, 0).await.expect_err("it did not sleep");
+    let first = swapper.swap_out(&mut engine, 0, None).await.expect_err("it did not sleep");
     assert!(!first.lost, "it is awake as before: {first}");
     assert_eq!(swapper.current(), Some(MechanismKind::Sleep), "one strike");
-    let out = swapper.swap_out(&mut engine, 0).await.expect("the next rung takes it out at once");
+    let out = swapper.swap_out(&mut engine, 0, None).await.expect("the next rung takes it out at once");
     assert_eq!(out.mechanism, Some(MechanismKind::Restart));
     assert_eq!(swapper.crossed().len(), 1);
     swapper.swap_in(&mut engine).await.expect("it is started again");

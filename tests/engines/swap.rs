@@ -94,7 +94,7 @@ async fn a_stream_that_was_frozen_goes_on_token_for_token() {
         while stream.text.len() < 600 {
             assert!(stream.more().await, "it is in mid-stream");
         }
-        let out = swapper.swap_out(&mut engine, 1).await.expect("it is frozen");
+        let out = swapper.swap_out(&mut engine, 1, None).await.expect("it is frozen");
         assert_eq!((out.mechanism, names(&out)), (Some(MechanismKind::Freeze), vec!["freeze"]));
         let states = engine.members().expect("/proc can be read");
         assert!(states.iter().all(|process| process.state == State::Stopped), "{states:?}");
@@ -117,7 +117,7 @@ async fn a_frozen_engine_takes_memory_and_no_slot_and_can_be_stopped() {
     let SwapMeasure { resident, out, .. } = &trial.measure;
     assert!(resident.host > Bytes::mib(5));
     assert_eq!((resident.slots, out.slots, out.host), (1, 0, resident.host));
-    swapper.swap_out(&mut engine, 0).await.expect("it is frozen");
+    swapper.swap_out(&mut engine, 0, None).await.expect("it is frozen");
     let tree = engine.tree();
     assert_eq!(tree.len(), 2, "the daemon it left is frozen with it");
     assert!(engine.stop().await.expect("it can be stopped").is_clean());
@@ -139,9 +139,9 @@ async fn restart_frees_the_memory_and_answers_the_same() {
     assert_eq!(trial.measure.resident.slots, 0);
 
     let first = engine.pid();
-    let busy = swapper.swap_out(&mut engine, 1).await.expect_err("it would cut a request off");
+    let busy = swapper.swap_out(&mut engine, 1, None).await.expect_err("it would cut a request off");
     assert!(!busy.lost);
-    swapper.swap_out(&mut engine, 0).await.expect("it is stopped");
+    swapper.swap_out(&mut engine, 0, None).await.expect("it is stopped");
     assert!(engine.running().is_none());
     let back = swapper.swap_in(&mut engine).await.expect("it is started");
     assert!(back.resident.host > Bytes::mib(20), "measured anew");
@@ -173,7 +173,7 @@ async fn hooks_are_told_about_the_engine_and_say_what_went_wrong() {
             launched(&lab, ModelPlan { hooks: hooks(out, "true"), swap_timeout, ..plan.clone() }).await;
         let mut swapper = Swapper::new(&engine.plan, &no_gpus());
         swapper.adopt(&engine).await.expect("it suits");
-        let failed = swapper.swap_out(&mut engine, 0).await.expect_err("the command failed");
+        let failed = swapper.swap_out(&mut engine, 0, None).await.expect_err("the command failed");
         assert!(failed.detail.contains(expected), "{failed}");
         assert!(!failed.lost, "the engine still answers");
         engine.stop().await.expect("it can be stopped");
@@ -186,7 +186,7 @@ async fn an_engine_that_dies_while_it_is_out_is_lost_and_leaves_nothing() {
     let mut engine = launched(&lab, lab.fake("a", &["--daemon"])).await;
     let mut swapper = Swapper::new(&engine.plan, &no_gpus());
     swapper.adopt(&engine).await.expect("freeze suits");
-    swapper.swap_out(&mut engine, 0).await.expect("it is frozen");
+    swapper.swap_out(&mut engine, 0, None).await.expect("it is frozen");
     let tree = engine.tree();
     engine.running().expect("it runs").child.signal(rustix::process::Signal::KILL).expect("it can be killed");
     engine.exited().await;
