@@ -26,9 +26,13 @@ impl Bench {
     /// The software driver with `gpus` GPUs of 1 GiB; nothing when tests run on a real GPU, for tests that
     /// inject faults or need a machine of a certain shape.
     pub fn software(gpus: usize) -> Option<Self> {
+        Self::software_machine(gpus).map(Self::on)
+    }
+
+    /// The machine of [`Bench::software`], to be changed before it is used.
+    pub fn software_machine(gpus: usize) -> Option<Machine> {
         let gpu = Gpu { bytes: GIB, node: None };
-        (!real())
-            .then(|| Self::on(Machine { gpus: vec![gpu; gpus], context: 16 << 20, ..Machine::default() }))
+        (!real()).then(|| Machine { gpus: vec![gpu; gpus], context: 16 << 20, ..Machine::default() })
     }
 
     /// The software driver with one GPU of 1 GiB, or the real one.

@@ -4,5 +4,6 @@
 #[path = "../gpu_bench/mod.rs"]
 mod gpu_bench;
 
+mod cannot;
 mod garage;
 mod moves;

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use super::cuda::{self, Access, Handle, Location, check};
+use super::server::invalid;
 use super::wire::Entry;
 use crate::gpu::digest::{BLOCK, Digest, KERNEL, Key, LANES, PTX};
 use crate::gpu::protocol::Refusal;
@@ -49,6 +50,7 @@ impl Device {
         // SAFETY: every pointer is to a live local; the PTX is a C string.
         unsafe {
             check("cuDeviceGet", &on, cuda::cuDeviceGet(&raw mut handle, ordinal))?;
+            can_park(handle, &on)?;
             check("cuDeviceTotalMem", &on, cuda::cuDeviceTotalMem_v2(&raw mut bytes, handle))?;
             check("cuDevicePrimaryCtxRetain", &on, cuda::cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
             check("cuCtxSetCurrent", &on, cuda::cuCtxSetCurrent(context))?;
@@ -125,6 +127,25 @@ impl Device {
         }
         Ok(Bench { window, streams, digests, copied_digests: copied as usize })
     }
+}
+
+/// Whether the driver can back this GPU's memory with parts that can be taken away and handed on.
+fn can_park(device: c_int, on: &str) -> Result<(), Refusal> {
+    // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, _HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED.
+    for (attribute, what) in
+        [(102, "virtual memory management"), (103, "memory handles that are descriptors")]
+    {
+        let mut value = 0;
+        // SAFETY: the pointer is to a live local; a driver that does not know the attribute leaves zero.
+        unsafe { cuda::cuDeviceGetAttribute(&raw mut value, attribute, device) };
+        if value == 0 {
+            let text = format!(
+                "the driver has no {what} here (old drivers, some virtual GPUs): nothing can be parked"
+            );
+            return Err(Refusal { on: on.to_owned(), name: "unsupported".to_owned(), ..invalid(&text) });
+        }
+    }
+    Ok(())
 }
 
 /// Place of a device on the bus: domain, bus, slot.

@@ -70,6 +70,9 @@ driver_api! {
 
     open fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) {
         let gpu = session::gpu(device)?;
+        if session::here()?.table.machine().lacks.contains(&attribute) {
+            return put(value, 0);
+        }
         let known = ATTRIBUTES.iter().find(|entry| entry.0 == attribute).map_or(0, |entry| entry.1);
         put(value, if attribute == PCI_BUS { gpu as c_int + 1 } else { known })
     }

@@ -11,6 +11,7 @@
 //! nvml_lag_ms 300                    # how long NVML still shows bytes that a checkpoint has freed
 //! driver 13000                       # what cuDriverGetVersion says
 //! mig                                # the GPUs are cut into MIG instances
+//! lacks 102                          # a device attribute that is 0 here, by its number in CUdevice_attribute
 //! ```
 
 use std::path::Path;
@@ -41,6 +42,8 @@ pub struct Machine {
     pub driver: i32,
     /// Whether NVML reports the MIG mode.
     pub mig: bool,
+    /// Device attributes that are 0, by number.
+    pub lacks: Vec<i32>,
 }
 
 impl Default for Machine {
@@ -53,6 +56,7 @@ impl Default for Machine {
             nvml_lag_ms: 0,
             driver: 13000,
             mig: false,
+            lacks: Vec::new(),
         }
     }
 }
@@ -80,6 +84,7 @@ impl Machine {
                 "nvml_lag_ms" => machine.nvml_lag_ms = number,
                 "driver" => machine.driver = number as i32,
                 "mig" => machine.mig = true,
+                "lacks" => machine.lacks.push(number as i32),
                 _ => {}
             }
         }
@@ -99,6 +104,7 @@ impl Machine {
         if self.mig {
             text += "mig\n";
         }
+        self.lacks.iter().for_each(|attribute| text += &format!("lacks {attribute}\n"));
         text
     }
 
@@ -141,7 +147,7 @@ mod tests {
     use super::*;
 
     fn two() -> Machine {
-        Machine::parse("gpu 100\ngpu 200 # second\ncontext 5\nmig\n")
+        Machine::parse("gpu 100\ngpu 200 # second\ncontext 5\nmig\nlacks 102\n")
     }
 
     #[test]
