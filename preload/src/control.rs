@@ -9,7 +9,7 @@
 //! for a server at the same place until there is one.
 
 use std::ffi::{CStr, c_int};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Once;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use crate::driver::{self, Context, NOT_SUPPORTED, POSIX_DESCRIPTOR, SUCCESS};
 use crate::gate;
 use crate::memory;
 use crate::pool;
-use crate::process;
-use crate::registry::{self, Chunk, check};
+use crate::process::{self, Own};
+use crate::registry::{self, Chunk, called, failed_call};
 use crate::virtual_memory::real;
 use crate::wire::{self, BUSY, Entry, Kind, MOST_ENTRIES, Message, Place};
 
@@ -80,16 +80,16 @@ fn address() -> Option<Address> {
     Some((address, length as libc::socklen_t))
 }
 
-fn connect(address: &Address) -> Option<OwnedFd> {
+fn connect(address: &Address) -> Option<Own> {
     // SAFETY: plain numbers.
     let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return None;
     }
     // SAFETY: just opened, as seen.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let socket = Own::new(unsafe { OwnedFd::from_raw_fd(socket) });
     // SAFETY: the address lives through the call and is as long as it says.
-    let failed = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address.0).cast(), address.1) } != 0;
+    let failed = unsafe { libc::connect(socket.number(), (&raw const address.0).cast(), address.1) } != 0;
     (!failed).then_some(socket)
 }
 
@@ -115,6 +115,7 @@ fn serve(socket: BorrowedFd) -> std::io::Result<()> {
     hello.value = wire::VERSION;
     wire::send(socket, &hello, &[])?;
     while let Some((message, _)) = wire::receive(socket)? {
+        failed_call();
         let numbers = message.entries.iter().map(|entry| entry.number);
         let outcome = match message.kind {
             Kind::Close => close(Duration::from_millis(message.value)),
@@ -127,7 +128,9 @@ fn serve(socket: BorrowedFd) -> std::io::Result<()> {
             Kind::Hello | Kind::Batch | Kind::Done => Err(NOT_SUPPORTED),
         };
         let mut done = Message::new(Kind::Done);
-        done.code = outcome.err().unwrap_or(SUCCESS);
+        if let Err(code) = outcome {
+            (done.code, done.value) = (code, failed_call());
+        }
         done.counts = counts();
         wire::send(socket, &done, &[])?;
     }
@@ -156,12 +159,15 @@ fn place(chunk: &Chunk) -> Place {
 }
 
 fn entry(number: u64, chunk: &Chunk) -> Entry {
-    let device = driver::bus(chunk.properties.location.id);
-    Entry { number, bytes: chunk.bytes as u64, device, place: place(chunk) }
+    Entry { number, bytes: chunk.bytes as u64, device: chunk.bus, place: place(chunk) }
 }
 
 /// Closes the gate and waits for the device.
 fn close(limit: Duration) -> Result<(), c_int> {
+    if gate::is_closed() {
+        // A part is away already, and nothing has run since.
+        return Ok(());
+    }
     let deadline = Instant::now() + limit;
     if !gate::close(deadline) {
         return Err(BUSY);
@@ -180,23 +186,24 @@ fn await_contexts(deadline: Instant) -> Result<(), c_int> {
     let contexts = registry::lock().contexts();
     let (tell, told) = mpsc::channel();
     let wait = move || {
-        let first_failure = contexts.into_iter().map(await_context).find(|code| *code != SUCCESS);
+        let first_failure = contexts.into_iter().map(await_context).find(|(_, code)| *code != SUCCESS);
         // If nobody listens any more, the deadline has passed.
-        let _ = tell.send(first_failure.unwrap_or(SUCCESS));
+        let _ = tell.send(first_failure.unwrap_or(("", SUCCESS)));
     };
     std::thread::Builder::new().name("swapserve-sync".to_owned()).spawn(wait).map_err(|_| BUSY)?;
     let left = deadline.saturating_duration_since(Instant::now());
-    check(told.recv_timeout(left).unwrap_or(BUSY))
+    let (call, code) = told.recv_timeout(left).unwrap_or(("", BUSY));
+    called(call, code)
 }
 
-fn await_context(context: usize) -> c_int {
+fn await_context(context: usize) -> (&'static str, c_int) {
     // SAFETY: a context that was current in this process; the driver refuses one that is gone.
-    let mut code = unsafe { driver::cuCtxSetCurrent(context as Context) };
-    if code == SUCCESS {
+    let mut outcome = ("cuCtxSetCurrent", unsafe { driver::cuCtxSetCurrent(context as Context) });
+    if outcome.1 == SUCCESS {
         // SAFETY: takes nothing.
-        code = unsafe { driver::cuCtxSynchronize() };
+        outcome = ("cuCtxSynchronize", unsafe { driver::cuCtxSynchronize() });
     }
-    if CONTEXT_GONE.contains(&code) { SUCCESS } else { code }
+    if CONTEXT_GONE.contains(&outcome.1) { ("", SUCCESS) } else { outcome }
 }
 
 fn open() -> Result<(), c_int> {
@@ -248,9 +255,9 @@ fn hand_out(
     Ok(outcome)
 }
 
-fn flush(socket: BorrowedFd, batch: &mut Message, descriptors: &mut Vec<OwnedFd>) -> std::io::Result<()> {
+fn flush(socket: BorrowedFd, batch: &mut Message, descriptors: &mut Vec<Own>) -> std::io::Result<()> {
     if !descriptors.is_empty() {
-        let numbers: Vec<_> = descriptors.iter().map(OwnedFd::as_raw_fd).collect();
+        let numbers: Vec<_> = descriptors.iter().map(Own::number).collect();
         wire::send(socket, batch, &numbers)?;
         batch.entries.clear();
         descriptors.clear();
@@ -259,7 +266,7 @@ fn flush(socket: BorrowedFd, batch: &mut Message, descriptors: &mut Vec<OwnedFd>
 }
 
 /// A chunk's descriptor; nothing if it is gone, shared, or (unless to be restored) away.
-fn descriptor(number: u64, restore: bool) -> Result<Option<(Entry, OwnedFd)>, c_int> {
+fn descriptor(number: u64, restore: bool) -> Result<Option<(Entry, Own)>, c_int> {
     let mut registry = registry::lock();
     if restore {
         registry.bring_back(number)?;
@@ -268,11 +275,11 @@ fn descriptor(number: u64, restore: bool) -> Result<Option<(Entry, OwnedFd)>, c_
     let Some(handle) = chunk.real else { return Ok(None) };
     let mut descriptor: c_int = -1;
     // SAFETY: the registry's own handle, and room for a descriptor.
-    check(unsafe {
+    called("cuMemExportToShareableHandle", unsafe {
         real::cuMemExportToShareableHandle((&raw mut descriptor).cast(), handle, POSIX_DESCRIPTOR, 0)
     })?;
     // SAFETY: the driver has just opened it for this process.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let descriptor = Own::new(unsafe { OwnedFd::from_raw_fd(descriptor) });
     Ok(Some((entry(number, chunk), descriptor)))
 }
 

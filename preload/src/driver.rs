@@ -109,23 +109,23 @@ pub(crate) fn current_context() -> Option<Context> {
 
 /// The device of the current context, if its memory can be backed by chunks.
 pub(crate) fn current_device() -> Option<c_int> {
+    let mut device = 0;
+    // SAFETY: the pointer is to a live local.
+    let known = unsafe { cuCtxGetDevice(&raw mut device) } == SUCCESS;
+    (known && can_back(device)).then_some(device)
+}
+
+/// Whether a device's memory can be backed by chunks.
+pub(crate) fn can_back(device: c_int) -> bool {
     /// `CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED`.
     const VIRTUAL_MEMORY: c_int = 102;
     /// `CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED`.
     const DESCRIPTORS: c_int = 103;
-    let mut device = 0;
-    // SAFETY: the pointer is to a live local.
-    if unsafe { cuCtxGetDevice(&raw mut device) } != SUCCESS {
-        return None;
-    }
-    [VIRTUAL_MEMORY, DESCRIPTORS]
-        .into_iter()
-        .all(|attribute| {
-            let mut value = 0;
-            // SAFETY: the pointer is to a live local.
-            unsafe { cuDeviceGetAttribute(&raw mut value, attribute, device) == SUCCESS && value != 0 }
-        })
-        .then_some(device)
+    [VIRTUAL_MEMORY, DESCRIPTORS].into_iter().all(|attribute| {
+        let mut value = 0;
+        // SAFETY: the pointer is to a live local.
+        unsafe { cuDeviceGetAttribute(&raw mut value, attribute, device) == SUCCESS && value != 0 }
+    })
 }
 
 /// A device's place on the bus, 8 bits each: domain, bus, slot.

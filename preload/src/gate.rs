@@ -50,13 +50,24 @@ impl Drop for Inside {
 pub(crate) fn close(deadline: Instant) -> bool {
     loop {
         let captures = CAPTURES.load(Ordering::Acquire);
-        if captures == 0 {
-            break;
+        if captures > 0 {
+            if !wait_until(&CAPTURES, captures, deadline) {
+                return false;
+            }
+            continue;
         }
-        if !wait_until(&CAPTURES, captures, deadline) {
+        if !close_now(deadline) {
             return false;
         }
+        // One that began meanwhile was counted inside the gate.
+        if !capturing() {
+            return true;
+        }
+        open();
     }
+}
+
+fn close_now(deadline: Instant) -> bool {
     WORD.fetch_or(CLOSED, Ordering::AcqRel);
     loop {
         let word = WORD.load(Ordering::Acquire);

@@ -19,7 +19,7 @@ const PITCH: usize = 512;
 
 /// Managed allocations made: memory that cannot be parked.
 static MANAGED: AtomicU64 = AtomicU64::new(0);
-/// Bytes of legacy IPC handles wanted for parkable memory, which has none.
+/// Legacy IPC handles wanted for parkable memory, which has none.
 static IPC_REFUSED: AtomicU64 = AtomicU64::new(0);
 /// Memory of other processes that was opened here.
 static IMPORTED: AtomicU64 = AtomicU64::new(0);
@@ -39,19 +39,30 @@ pub(crate) fn note_import() {
     IMPORTED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Device memory in chunks; nothing where that cannot be, so that the driver is asked.
+/// Device memory in chunks, on the current context's device; nothing where that cannot be, so that the driver is asked.
 pub(crate) fn in_chunks(bytes: usize) -> Option<Result<u64, c_int>> {
     if !process::enabled() || bytes < SMALLEST {
         return None;
     }
     let device = driver::current_device()?;
     let _inside = gate::pass();
+    Some(on_device(bytes, device))
+}
+
+/// Device memory in chunks. The caller is inside the gate.
+pub(crate) fn on_device(bytes: usize, device: c_int) -> Result<u64, c_int> {
     let mut result = registry::lock().allocate(bytes, device);
     if result == Err(OUT_OF_MEMORY) && pool::drop_idle() {
         result = registry::lock().allocate(bytes, device);
     }
     control::start();
-    Some(result)
+    result
+}
+
+/// Has the driver allocate, which waits while the engine is out: the memory is not the engine's to take then.
+pub(crate) fn in_driver(allocate: impl FnOnce() -> c_int) -> c_int {
+    let _inside = process::enabled().then(gate::pass);
+    allocate()
 }
 
 fn allocate(out: *mut u64, bytes: usize, otherwise: impl FnOnce() -> c_int) -> c_int {
@@ -62,7 +73,7 @@ fn allocate(out: *mut u64, bytes: usize, otherwise: impl FnOnce() -> c_int) -> c
             SUCCESS
         }
         Some(Err(code)) => code,
-        _ => otherwise(),
+        _ => in_driver(otherwise),
     }
 }
 
@@ -72,7 +83,7 @@ pub(crate) fn free_region(address: u64) -> Option<c_int> {
         return None;
     }
     registry::lock().region_at(address).filter(|(start, _)| *start == address)?;
-    if !gate::capturing() && !gate::is_closed() {
+    if !gate::capturing() {
         // A plain free waits for work under way. A refusal is for the caller's next call to tell.
         // SAFETY: takes nothing.
         unsafe { driver::cuCtxSynchronize() };
@@ -95,7 +106,7 @@ hooks! {
         let row = width.next_multiple_of(PITCH);
         let Some(bytes) = row.checked_mul(height).filter(|bytes| *bytes >= SMALLEST && !pitch.is_null()) else {
             // SAFETY: the caller's own arguments.
-            return unsafe { real::cuMemAllocPitch_v2(out, pitch, width, height, element) };
+            return in_driver(|| unsafe { real::cuMemAllocPitch_v2(out, pitch, width, height, element) });
         };
         let mut plain = false;
         let code = allocate(out, bytes, || {
@@ -139,17 +150,22 @@ hooks! {
         let code = unsafe { real::cuMemGetInfo_v2(free, total) };
         let limit = budget().filter(|_| code == SUCCESS && process::enabled() && !free.is_null());
         if let (Some(budget), Some(device)) = (limit, driver::current_device()) {
-            let left = budget.saturating_sub(registry::lock().held(device));
+            // What waits for its next use is the engine's to take.
+            let idle = pool::idle_bytes(device);
+            let left = budget.saturating_sub(registry::lock().held(device).saturating_sub(idle));
             // SAFETY: not null, and the driver wrote it.
-            unsafe { *free = left.min(*free) };
+            unsafe { *free = left.min(*free + idle) };
         }
         code
     }
 
     fn cuMemAllocManaged(out: *mut u64, bytes: usize, flags: c_uint) {
-        MANAGED.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's own arguments.
-        unsafe { real::cuMemAllocManaged(out, bytes, flags) }
+        let code = in_driver(|| unsafe { real::cuMemAllocManaged(out, bytes, flags) });
+        if code == SUCCESS {
+            MANAGED.fetch_add(1, Ordering::Relaxed);
+        }
+        code
     }
 
     fn cuIpcGetMemHandle(out: *mut c_void, address: u64) {
@@ -161,8 +177,11 @@ hooks! {
     }
 
     fn cuIpcOpenMemHandle_v2(out: *mut u64, handle: IpcHandle, flags: c_uint) {
-        note_import();
         // SAFETY: the caller's own arguments.
-        unsafe { real::cuIpcOpenMemHandle_v2(out, handle, flags) }
+        let code = unsafe { real::cuIpcOpenMemHandle_v2(out, handle, flags) };
+        if code == SUCCESS {
+            note_import();
+        }
+        code
     }
 }

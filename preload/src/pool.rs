@@ -1,13 +1,15 @@
-//! Stream-ordered allocations.
+//! Stream-ordered allocations, from the device's pool and from pools that the engine makes.
 //!
 //! A freed region is kept, with an event on its stream, for the next allocation of its size: in the same stream at
-//! once, in another behind the event. Kept regions are given back before the engine is parked and when memory runs
-//! out. Allocations inside a stream capture, and those from a pool that the engine made, stay with the driver.
+//! once, in another behind the event. Kept regions are given back before the engine is parked, when memory runs out, and
+//! when the engine trims a pool. Allocations inside a stream capture, and those from a pool that can be exported or is of
+//! a limited size, stay with the driver.
 
-use std::ffi::c_int;
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::{self, Handle, SUCCESS};
+use crate::driver::{self, Handle, Location, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::memory;
@@ -24,23 +26,65 @@ struct Idle {
     event: usize,
 }
 
+/// `CUmemPoolProps`, as far as it is looked at.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct PoolProperties {
+    kind: c_int,
+    handle_types: c_int,
+    location: Location,
+    win32: *mut c_void,
+    largest: usize,
+}
+
 static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
+/// The device of each pool from which parkable memory can be given out.
+static POOLS: Mutex<BTreeMap<usize, c_int>> = Mutex::new(BTreeMap::new());
 
 fn idle() -> MutexGuard<'static, Vec<Idle>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pools() -> MutexGuard<'static, BTreeMap<usize, c_int>> {
+    POOLS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes of a device that are kept for the next allocation.
+pub(crate) fn idle_bytes(device: c_int) -> usize {
+    idle().iter().filter(|region| region.device == device).map(|region| region.reserved).sum()
 }
 
 /// Gives every kept region back; false if there was none. The device must be idle, or the current context's be waited
 /// for here.
 pub(crate) fn drop_idle() -> bool {
     let kept = std::mem::take(&mut *idle());
-    for region in &kept {
+    give_back(&kept);
+    !kept.is_empty()
+}
+
+/// Gives kept regions of a device back until no more than that many bytes are kept.
+fn trim(device: c_int, keep: usize) {
+    let mut kept = idle();
+    let (mut left, mut gone) = (0, Vec::new());
+    for region in std::mem::take(&mut *kept) {
+        if region.device != device || left + region.reserved <= keep {
+            left += if region.device == device { region.reserved } else { 0 };
+            kept.push(region);
+        } else {
+            gone.push(region);
+        }
+    }
+    drop(kept);
+    give_back(&gone);
+}
+
+fn give_back(kept: &[Idle]) {
+    for region in kept {
         // SAFETY: the event was made when the region was freed.
         unsafe { driver::cuEventDestroy_v2(region.event as Handle) };
         // What cannot be given back stays: the driver has said why to whoever asked before.
         memory::free_region(region.address);
     }
-    !kept.is_empty()
 }
 
 fn captured(stream: Handle) -> bool {
@@ -51,8 +95,8 @@ fn captured(stream: Handle) -> bool {
 }
 
 /// A kept region of that size, ready for use in the stream.
-fn again(bytes: usize, stream: Handle) -> Option<u64> {
-    let (reserved, device) = (bytes.next_multiple_of(GRANULE), driver::current_device()?);
+fn again(bytes: usize, device: c_int, stream: Handle) -> Option<u64> {
+    let reserved = bytes.next_multiple_of(GRANULE);
     let mut kept = idle();
     let fits = |region: &Idle| region.reserved == reserved && region.device == device;
     let at = kept.iter().position(|region| fits(region) && region.stream == stream as usize);
@@ -69,22 +113,56 @@ fn again(bytes: usize, stream: Handle) -> Option<u64> {
     Some(region.address)
 }
 
-fn allocate(out: *mut u64, bytes: usize, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_int {
-    if !process::enabled() || bytes < SMALLEST || out.is_null() || captured(stream) {
+/// Where an allocation comes from.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    /// The pool of the current context's device.
+    Device,
+    /// That pool.
+    Pool(Handle),
+}
+
+impl From {
+    fn device(self) -> Option<c_int> {
+        match self {
+            Self::Device => driver::current_device(),
+            Self::Pool(pool) => pools().get(&(pool as usize)).copied(),
+        }
+    }
+}
+
+fn allocate(
+    out: *mut u64,
+    bytes: usize,
+    from: From,
+    stream: Handle,
+    otherwise: impl FnOnce() -> c_int,
+) -> c_int {
+    if !process::enabled() {
         return otherwise();
     }
     let _inside = gate::pass();
-    let known = again(bytes, stream);
-    drop(_inside);
-    match known.map(Ok).or_else(|| memory::in_chunks(bytes)) {
-        Some(Ok(address)) => {
+    if bytes < SMALLEST || out.is_null() || captured(stream) {
+        return otherwise();
+    }
+    let Some(device) = from.device() else { return otherwise() };
+    match again(bytes, device, stream).map_or_else(|| memory::on_device(bytes, device), Ok) {
+        Ok(address) => {
             // SAFETY: not null, and the driver's contract has the caller pass room for an address.
             unsafe { out.write(address) };
             SUCCESS
         }
-        Some(Err(code)) => code,
-        None => otherwise(),
+        Err(code) => code,
     }
+}
+
+/// Notes a pool from which parkable memory can be given out.
+fn note_pool(code: c_int, pool: *const Handle, device: c_int) -> c_int {
+    if code == SUCCESS && process::enabled() && !pool.is_null() && driver::can_back(device) {
+        // SAFETY: not null, and the driver has written it.
+        pools().insert(unsafe { *pool } as usize, device);
+    }
+    code
 }
 
 fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_int {
@@ -96,6 +174,10 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
     let region = registry::lock().region_at(address).filter(|(start, _)| *start == address);
     let Some((_, region)) = region else { return otherwise() };
     let _inside = gate::pass();
+    if captured(stream) {
+        // In a graph only what it has allocated itself is freed: the driver says so.
+        return otherwise();
+    }
     let mut event = std::ptr::null_mut();
     // SAFETY: the pointer is to a live local.
     let mut code = unsafe { driver::cuEventCreate(&raw mut event, NO_TIMING) };
@@ -118,12 +200,12 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
 hooks! {
     fn cuMemAllocAsync(out: *mut u64, bytes: usize, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, stream, || unsafe { real::cuMemAllocAsync(out, bytes, stream) })
+        allocate(out, bytes, From::Device, stream, || unsafe { real::cuMemAllocAsync(out, bytes, stream) })
     }
 
     fn cuMemAllocAsync_ptsz(out: *mut u64, bytes: usize, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, stream, || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
+        allocate(out, bytes, From::Device, stream, || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
     }
 
     fn cuMemFreeAsync(address: u64, stream: Handle) {
@@ -134,5 +216,50 @@ hooks! {
     fn cuMemFreeAsync_ptsz(address: u64, stream: Handle) {
         // SAFETY: the caller's own arguments.
         free(address, stream, || unsafe { real::cuMemFreeAsync_ptsz(address, stream) })
+    }
+
+    fn cuMemAllocFromPoolAsync(out: *mut u64, bytes: usize, pool: Handle, stream: Handle) {
+        // SAFETY: the caller's own arguments.
+        allocate(out, bytes, From::Pool(pool), stream, || unsafe {
+            real::cuMemAllocFromPoolAsync(out, bytes, pool, stream)
+        })
+    }
+
+    fn cuMemAllocFromPoolAsync_ptsz(out: *mut u64, bytes: usize, pool: Handle, stream: Handle) {
+        // SAFETY: the caller's own arguments.
+        allocate(out, bytes, From::Pool(pool), stream, || unsafe {
+            real::cuMemAllocFromPoolAsync_ptsz(out, bytes, pool, stream)
+        })
+    }
+
+    fn cuMemPoolCreate(out: *mut Handle, properties: *const PoolProperties) {
+        // SAFETY: the caller's own arguments.
+        let code = unsafe { real::cuMemPoolCreate(out, properties) };
+        // SAFETY: the driver's contract: null, or the properties.
+        match unsafe { properties.as_ref() } {
+            Some(it) if it.location.is_device() && it.handle_types == 0 && it.largest == 0 => {
+                note_pool(code, out, it.location.id)
+            }
+            _ => code,
+        }
+    }
+
+    fn cuMemPoolDestroy(pool: Handle) {
+        pools().remove(&(pool as usize));
+        // SAFETY: the caller's own argument.
+        unsafe { real::cuMemPoolDestroy(pool) }
+    }
+
+    fn cuDeviceGetDefaultMemPool(out: *mut Handle, device: c_int) {
+        // SAFETY: the caller's own arguments.
+        note_pool(unsafe { real::cuDeviceGetDefaultMemPool(out, device) }, out, device)
+    }
+
+    fn cuMemPoolTrimTo(pool: Handle, keep: usize) {
+        if process::enabled() && let Some(device) = From::Pool(pool).device() {
+            trim(device, keep);
+        }
+        // SAFETY: the caller's own arguments.
+        unsafe { real::cuMemPoolTrimTo(pool, keep) }
     }
 }

@@ -9,12 +9,14 @@
 //! A chunk is here, away, or between the two: made anew and not filled yet. A chunk's number never changes and is what the engine holds as its handle; the driver's handle behind it changes
 //! with each swap. A chunk that is away has no physical memory; its mappings are remembered and made again.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::{self, Access, INVALID_VALUE, Properties, SUCCESS};
+use crate::driver::{self, Access, INVALID_VALUE, POSIX_DESCRIPTOR, Properties, SUCCESS};
 use crate::virtual_memory::real;
+use crate::wire::CALLS;
 
 /// Allocations below this many bytes stay with the driver, which packs them.
 pub(crate) const SMALLEST: usize = 1 << 20;
@@ -29,7 +31,12 @@ const HANDLE_MARK: u64 = 0x5357_5053 << 32;
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) bytes: usize,
+    /// As the driver is asked for it.
     pub(crate) properties: Properties,
+    /// Handle types that the engine asked for.
+    pub(crate) wanted_types: c_int,
+    /// Its GPU's place on the bus.
+    pub(crate) bus: u32,
     /// The driver's handle; nothing while it has no memory.
     pub(crate) real: Option<u64>,
     /// Whether its memory holds what the engine put there. Without it the chunk is as good as away.
@@ -87,6 +94,23 @@ pub(crate) fn check(code: c_int) -> Result<(), c_int> {
     if code == SUCCESS { Ok(()) } else { Err(code) }
 }
 
+/// A driver call's result as a `Result`; a failure is noted as the last one of this thread.
+pub(crate) fn called(call: &'static str, code: c_int) -> Result<(), c_int> {
+    if code != SUCCESS {
+        FAILED.set(CALLS.iter().position(|known| *known == call).unwrap_or(0) as u64);
+    }
+    check(code)
+}
+
+thread_local! {
+    static FAILED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Which call has last failed on this thread, by its place in [`CALLS`]; asked once.
+pub(crate) fn failed_call() -> u64 {
+    FAILED.replace(0)
+}
+
 /// The chunk behind a handle that this library gave out.
 pub(crate) fn chunk_of(handle: u64) -> Option<u64> {
     (handle & !0xffff_ffff == HANDLE_MARK).then_some(handle & 0xffff_ffff)
@@ -125,7 +149,8 @@ impl Registry {
                 Ok(address)
             }
             Err(code) => {
-                self.free(address)?;
+                // The first failure is the one to tell.
+                let _ = self.free(address);
                 Err(code)
             }
         }
@@ -147,13 +172,16 @@ impl Registry {
 
     /// Gives a region back; nothing if none begins there. Nobody may use it any more.
     pub(crate) fn free(&mut self, address: u64) -> Result<(), c_int> {
-        let region = self.regions.remove(&address).ok_or(INVALID_VALUE)?;
+        let region = *self.regions.get(&address).ok_or(INVALID_VALUE)?;
         let mapped: Vec<_> = self.within(address, region.reserved).collect();
         for at in mapped {
             self.unmap_one(at)?;
         }
         // SAFETY: the range was reserved for this region and nothing is mapped in it any more.
-        check(unsafe { driver::cuMemAddressFree(address, region.reserved) })
+        check(unsafe { driver::cuMemAddressFree(address, region.reserved) })?;
+        // Only now: after a refusal of the driver it can be tried again.
+        self.regions.remove(&address);
+        Ok(())
     }
 
     /// The region that an address lies in, with its beginning.
@@ -175,11 +203,22 @@ impl Registry {
         properties: Properties,
         handles: u32,
     ) -> Result<u64, c_int> {
+        let wanted_types = properties.handle_types;
+        let properties = Properties { handle_types: POSIX_DESCRIPTOR, ..properties };
         let number = self.next;
         let real = Some(create_physical(bytes, &properties)?);
         self.next += 1;
-        let chunk =
-            Chunk { bytes, properties, real, filled: true, handles, stays: false, mappings: Vec::new() };
+        let chunk = Chunk {
+            bytes,
+            properties,
+            wanted_types,
+            bus: driver::bus(properties.location.id),
+            real,
+            filled: true,
+            handles,
+            stays: false,
+            mappings: Vec::new(),
+        };
         self.chunks.insert(number, chunk);
         Ok(number)
     }
@@ -227,15 +266,36 @@ impl Registry {
         Ok(())
     }
 
+    /// The chunks of a range are another process's or device's too: they stay where they are.
+    pub(crate) fn let_stay(&mut self, address: u64, bytes: usize) {
+        let (first, end) = (self.chunk_at(address), address + bytes as u64);
+        let more = self.mappings.range(address..end).map(|(_, mapping)| mapping.chunk);
+        for number in first.into_iter().chain(more).collect::<Vec<_>>() {
+            if let Some(chunk) = self.chunks.get_mut(&number) {
+                chunk.stays = true;
+            }
+        }
+    }
+
     /// Whether any of this registry's mappings begins in the range.
     pub(crate) fn has_mappings(&self, address: u64, bytes: usize) -> bool {
         self.within(address, bytes).next().is_some()
     }
 
-    /// Unmaps every mapping in the range.
+    /// Unmaps every mapping in the range; what lies between this registry's is the driver's own.
     pub(crate) fn unmap(&mut self, address: u64, bytes: usize) -> Result<(), c_int> {
-        let mapped: Vec<_> = self.within(address, bytes).collect();
-        mapped.into_iter().try_for_each(|at| self.unmap_one(at))
+        let mapped: Vec<_> = self.within(address, bytes).map(|at| (at, self.mappings[&at].bytes)).collect();
+        let end = address + bytes as u64;
+        if mapped.last().is_some_and(|(at, bytes)| at + *bytes as u64 > end) {
+            return Err(INVALID_VALUE);
+        }
+        let mut done = address;
+        for (at, bytes) in mapped {
+            unmap_foreign(done, at)?;
+            self.unmap_one(at)?;
+            done = at + bytes as u64;
+        }
+        unmap_foreign(done, end)
     }
 
     /// Sets who may use the range, on the device and in the record.
@@ -259,13 +319,35 @@ impl Registry {
     pub(crate) fn take_away(&mut self, number: u64) -> Result<(), c_int> {
         let Some(chunk) = self.chunks.get_mut(&number) else { return Ok(()) };
         let Some(handle) = chunk.real else { return Ok(()) };
-        for &at in &chunk.mappings {
-            let bytes = self.mappings.get(&at).map_or(0, |mapping| mapping.bytes);
+        let mut unmapped = Vec::new();
+        let gone = chunk.mappings.iter().try_for_each(|&at| {
+            let mapping = self.mappings.get(&at).ok_or(INVALID_VALUE)?;
             // SAFETY: mapped there by this registry; the gate is closed and the device idle.
-            check(unsafe { real::cuMemUnmap(at, bytes) })?;
-        }
+            called("cuMemUnmap", unsafe { real::cuMemUnmap(at, mapping.bytes) })?;
+            unmapped.push((at, mapping));
+            Ok(())
+        });
         // SAFETY: the registry's own handle, forgotten here.
-        check(unsafe { real::cuMemRelease(handle) })?;
+        let gone = gone.and_then(|()| called("cuMemRelease", unsafe { real::cuMemRelease(handle) }));
+        if let Err(code) = gone {
+            let failed = FAILED.get();
+            let back = unmapped.into_iter().try_for_each(|(at, mapping)| map_again(at, mapping, handle));
+            FAILED.set(failed);
+            if back.is_ok() {
+                return Err(code);
+            }
+            // Neither here nor gone: from now on it is away, and what is left of it serves nobody.
+            for &at in &chunk.mappings {
+                let bytes = self.mappings.get(&at).map_or(0, |mapping| mapping.bytes);
+                // SAFETY: the registry's own addresses; the driver refuses one at which nothing is mapped.
+                unsafe { real::cuMemUnmap(at, bytes) };
+            }
+            // SAFETY: as above.
+            unsafe { real::cuMemRelease(handle) };
+            chunk.real = None;
+            chunk.filled = false;
+            return Err(code);
+        }
         chunk.real = None;
         chunk.filled = false;
         Ok(())
@@ -281,21 +363,13 @@ impl Registry {
         let mut done = Vec::new();
         let outcome = chunk.mappings.iter().try_for_each(|&at| {
             let mapping = self.mappings.get(&at).ok_or(INVALID_VALUE)?;
-            // SAFETY: the address is still reserved and nothing is mapped there while the chunk is away.
-            check(unsafe { real::cuMemMap(at, mapping.bytes, 0, handle, 0) })?;
             done.push((at, mapping.bytes));
-            if mapping.access.is_empty() {
-                return Ok(());
-            }
-            // SAFETY: just mapped; the vector holds as many as it says.
-            check(unsafe {
-                real::cuMemSetAccess(at, mapping.bytes, mapping.access.as_ptr(), mapping.access.len())
-            })
+            map_again(at, mapping, handle)
         });
         if let Err(code) = outcome {
             // The first failure is the one to tell.
             for (at, bytes) in done {
-                // SAFETY: mapped just now.
+                // SAFETY: mapped just now; the driver refuses an address at which nothing is.
                 unsafe { real::cuMemUnmap(at, bytes) };
             }
             // SAFETY: made just now and known to nobody.
@@ -353,9 +427,28 @@ impl Registry {
     }
 }
 
+/// Maps memory at an address that had some before, with the access that it had.
+fn map_again(at: u64, mapping: &Mapping, handle: u64) -> Result<(), c_int> {
+    // SAFETY: the address is still reserved and nothing is mapped there while the chunk is away.
+    called("cuMemMap", unsafe { real::cuMemMap(at, mapping.bytes, 0, handle, 0) })?;
+    if mapping.access.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: just mapped; the vector holds as many as it says.
+    called("cuMemSetAccess", unsafe {
+        real::cuMemSetAccess(at, mapping.bytes, mapping.access.as_ptr(), mapping.access.len())
+    })
+}
+
+/// Unmaps what the driver itself has mapped between two addresses.
+fn unmap_foreign(from: u64, to: u64) -> Result<(), c_int> {
+    // SAFETY: part of the caller's own range; the driver checks what is mapped there.
+    if from < to { check(unsafe { real::cuMemUnmap(from, (to - from) as usize) }) } else { Ok(()) }
+}
+
 fn create_physical(bytes: usize, properties: &Properties) -> Result<u64, c_int> {
     let mut handle = 0;
     // SAFETY: both pointers are to live values.
-    check(unsafe { real::cuMemCreate(&raw mut handle, bytes, properties, 0) })?;
+    called("cuMemCreate", unsafe { real::cuMemCreate(&raw mut handle, bytes, properties, 0) })?;
     Ok(handle)
 }

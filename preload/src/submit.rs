@@ -83,6 +83,25 @@ gated! {
     cuMemcpyHtoDAsync_v2 | cuMemcpyHtoDAsync_v2_ptsz(to: u64, from: Any, bytes: usize, stream: Handle);
     cuMemcpyDtoHAsync_v2 | cuMemcpyDtoHAsync_v2_ptsz(to: Any, from: u64, bytes: usize, stream: Handle);
     cuMemcpyDtoDAsync_v2 | cuMemcpyDtoDAsync_v2_ptsz(to: u64, from: u64, bytes: usize, stream: Handle);
+    cuMemcpy3DPeer | cuMemcpy3DPeer_ptds(copy: Any);
+    cuMemcpyDtoA_v2 | cuMemcpyDtoA_v2_ptds(to: Any, at: usize, from: u64, bytes: usize);
+    cuMemcpyAtoD_v2 | cuMemcpyAtoD_v2_ptds(to: u64, from: Any, at: usize, bytes: usize);
+    cuMemcpy3DPeerAsync | cuMemcpy3DPeerAsync_ptsz(copy: Any, stream: Handle);
+    cuMemcpyBatchAsync | cuMemcpyBatchAsync_ptsz(
+        to: Any, from: Any, bytes: Any, count: usize, attributes: Any, which: Any, kinds: usize, failed: Any,
+        stream: Handle,
+    );
+    cuMemcpyBatchAsync_v2 | cuMemcpyBatchAsync_v2_ptsz(
+        to: Any, from: Any, bytes: Any, count: usize, attributes: Any, which: Any, kinds: usize, stream: Handle,
+    );
+    cuMemcpy3DBatchAsync | cuMemcpy3DBatchAsync_ptsz(
+        count: usize, copies: Any, failed: Any, flags: u64, stream: Handle,
+    );
+    cuMemcpy3DBatchAsync_v2 | cuMemcpy3DBatchAsync_v2_ptsz(count: usize, copies: Any, flags: u64, stream: Handle);
+    cuMemcpyWithAttributesAsync | cuMemcpyWithAttributesAsync_ptsz(
+        to: u64, from: u64, bytes: usize, attributes: Any, stream: Handle,
+    );
+    cuMemcpy3DWithAttributesAsync | cuMemcpy3DWithAttributesAsync_ptsz(copy: Any, flags: u64, stream: Handle);
     cuMemcpy2DAsync_v2 | cuMemcpy2DAsync_v2_ptsz | cuMemcpy3DAsync_v2 | cuMemcpy3DAsync_v2_ptsz(
         copy: Any, stream: Handle,
     );
@@ -99,6 +118,9 @@ gated! {
     cuMemsetD2D8Async | cuMemsetD2D8Async_ptsz(
         to: u64, pitch: usize, value: u8, width: usize, height: usize, stream: Handle,
     );
+    cuMemsetD2D16Async | cuMemsetD2D16Async_ptsz(
+        to: u64, pitch: usize, value: c_ushort, width: usize, height: usize, stream: Handle,
+    );
     cuMemsetD2D32Async | cuMemsetD2D32Async_ptsz(
         to: u64, pitch: usize, value: c_uint, width: usize, height: usize, stream: Handle,
     );
@@ -110,6 +132,16 @@ gated! {
         stream: Handle, address: u64, value: u64, flags: c_uint,
     );
     cuStreamBatchMemOp_v2 | cuStreamBatchMemOp_v2_ptsz(stream: Handle, count: c_uint, operations: Any, flags: c_uint);
+
+    cuGraphAddMemcpyNode(out: Any, graph: Any, after: Any, count: usize, copy: Any, context: Any);
+    cuGraphAddMemsetNode(out: Any, graph: Any, after: Any, count: usize, settings: Any, context: Any);
+    cuGraphAddNode(out: Any, graph: Any, after: Any, count: usize, settings: Any);
+    cuGraphAddNode_v2(out: Any, graph: Any, after: Any, edges: Any, count: usize, settings: Any);
+    cuGraphExecMemcpyNodeSetParams(graph: Any, node: Any, copy: Any, context: Any);
+    cuGraphExecMemsetNodeSetParams(graph: Any, node: Any, settings: Any, context: Any);
+    cuGraphExecNodeSetParams(graph: Any, node: Any, settings: Any);
+    cuGraphExecUpdate_v2(graph: Any, from: Any, result: Any);
+    cuTexObjectCreate(out: Any, resource: Any, texture: Any, view: Any);
 
     cuPointerGetAttribute(value: Any, attribute: c_int, pointer: u64);
     cuPointerGetAttributes(count: c_uint, attributes: Any, values: Any, pointer: u64);

@@ -6,10 +6,11 @@
 use std::ffi::{c_int, c_void};
 
 use crate::control;
-use crate::driver::{Access, INVALID_VALUE, POSIX_DESCRIPTOR, Properties, SUCCESS};
+use crate::driver::{Access, INVALID_VALUE, OUT_OF_MEMORY, POSIX_DESCRIPTOR, Properties, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::memory;
+use crate::pool;
 use crate::process;
 use crate::registry::{self, chunk_of, handle_of};
 
@@ -18,13 +19,28 @@ fn ours(handle: u64) -> Option<u64> {
     if process::enabled() { chunk_of(handle) } else { None }
 }
 
-/// The driver's handle of a chunk that from now on stays where it is.
-fn shared(chunk: u64) -> Result<u64, c_int> {
+/// Does something with the driver's handle that makes a chunk another process's too: if it succeeds, the chunk stays
+/// where it is from now on. The caller is inside the gate.
+fn share(chunk: u64, action: impl FnOnce(u64) -> c_int) -> c_int {
     let mut registry = registry::lock();
-    let chunk = registry.chunk(chunk).ok_or(INVALID_VALUE)?;
-    let real = chunk.real.ok_or(INVALID_VALUE)?;
-    chunk.stays = true;
-    Ok(real)
+    let Some(chunk) = registry.chunk(chunk) else { return INVALID_VALUE };
+    let Some(real) = chunk.real else { return INVALID_VALUE };
+    let code = action(real);
+    chunk.stays |= code == SUCCESS;
+    code
+}
+
+/// The same with a range of addresses.
+fn share_range(address: u64, bytes: usize, action: impl FnOnce() -> c_int) -> c_int {
+    if !process::enabled() {
+        return action();
+    }
+    let _inside = gate::pass();
+    let code = action();
+    if code == SUCCESS {
+        registry::lock().let_stay(address, bytes);
+    }
+    code
 }
 
 fn code(result: Result<(), c_int>) -> c_int {
@@ -39,15 +55,16 @@ hooks! {
         let parkable = |it: &&Properties| {
             it.location.is_device() && (it.handle_types & !POSIX_DESCRIPTOR) == 0 && flags == 0
         };
+        let _inside = process::enabled().then(gate::pass);
         let Some(wanted) = wanted.filter(parkable).filter(|_| process::enabled() && !out.is_null()) else {
             // SAFETY: the caller's own arguments.
             return unsafe { real::cuMemCreate(out, bytes, properties, flags) };
         };
-        let _inside = gate::pass();
-        let mut registry = registry::lock();
-        let created = registry.create(bytes, Properties { handle_types: POSIX_DESCRIPTOR, ..*wanted }, 1);
-        registry.note_context();
-        drop(registry);
+        let mut created = registry::lock().create(bytes, *wanted, 1);
+        if created == Err(OUT_OF_MEMORY) && pool::drop_idle() {
+            created = registry::lock().create(bytes, *wanted, 1);
+        }
+        registry::lock().note_context();
         control::start();
         match created {
             Ok(chunk) => {
@@ -127,7 +144,7 @@ hooks! {
         match registry::lock().chunk(chunk) {
             Some(chunk) if !out.is_null() => {
                 // SAFETY: not null, and the driver's contract has the caller pass room for the properties.
-                unsafe { out.write(chunk.properties) };
+                unsafe { out.write(Properties { handle_types: chunk.wanted_types, ..chunk.properties }) };
                 SUCCESS
             }
             _ => INVALID_VALUE,
@@ -136,29 +153,49 @@ hooks! {
 
     fn cuMemExportToShareableHandle(out: *mut c_void, handle: u64, kind: c_int, flags: u64) {
         let _inside = process::enabled().then(gate::pass);
-        match ours(handle).map(shared) {
-            // SAFETY: the caller's own arguments, with the driver's handle in the place of this library's.
-            Some(Ok(real)) => unsafe { real::cuMemExportToShareableHandle(out, real, kind, flags) },
-            Some(Err(code)) => code,
-            // SAFETY: the caller's own arguments.
-            None => unsafe { real::cuMemExportToShareableHandle(out, handle, kind, flags) },
+        // SAFETY: the caller's own arguments, with the driver's handle in the place of this library's.
+        let export = |handle| unsafe { real::cuMemExportToShareableHandle(out, handle, kind, flags) };
+        match ours(handle) {
+            Some(chunk) => share(chunk, export),
+            None => export(handle),
         }
     }
 
     fn cuMemImportFromShareableHandle(out: *mut u64, shareable: *mut c_void, kind: c_int) {
-        memory::note_import();
         // SAFETY: the caller's own arguments.
-        unsafe { real::cuMemImportFromShareableHandle(out, shareable, kind) }
+        let code = unsafe { real::cuMemImportFromShareableHandle(out, shareable, kind) };
+        if code == SUCCESS {
+            memory::note_import();
+        }
+        code
     }
 
     fn cuMulticastBindMem(multicast: u64, at: usize, handle: u64, offset: usize, bytes: usize, flags: u64) {
         let _inside = process::enabled().then(gate::pass);
-        let real = match ours(handle).map(shared) {
-            Some(Ok(real)) => real,
-            Some(Err(code)) => return code,
-            None => handle,
-        };
         // SAFETY: the caller's own arguments, with the driver's handle in the place of this library's.
-        unsafe { real::cuMulticastBindMem(multicast, at, real, offset, bytes, flags) }
+        let bind = |handle| unsafe { real::cuMulticastBindMem(multicast, at, handle, offset, bytes, flags) };
+        match ours(handle) {
+            Some(chunk) => share(chunk, bind),
+            None => bind(handle),
+        }
+    }
+
+    fn cuMulticastBindAddr(multicast: u64, at: usize, address: u64, bytes: usize, flags: u64) {
+        // SAFETY: the caller's own arguments.
+        share_range(address, bytes, || unsafe { real::cuMulticastBindAddr(multicast, at, address, bytes, flags) })
+    }
+
+    fn cuMemGetHandleForAddressRange(out: *mut c_void, address: u64, bytes: usize, kind: c_int, flags: u64) {
+        // A descriptor by which other devices reach the memory (RDMA).
+        // SAFETY: the caller's own arguments.
+        share_range(address, bytes, || unsafe {
+            real::cuMemGetHandleForAddressRange(out, address, bytes, kind, flags)
+        })
+    }
+
+    fn cuMemGetAccess(out: *mut u64, location: *const c_void, address: u64) {
+        let _inside = process::enabled().then(gate::pass);
+        // SAFETY: the caller's own arguments.
+        unsafe { real::cuMemGetAccess(out, location, address) }
     }
 }

@@ -108,13 +108,26 @@ pub struct Message {
     pub kind: Kind,
     /// A `CUresult`, or [`BUSY`].
     pub code: i32,
-    /// See [`Kind`].
+    /// See [`Kind`]; with a [`Kind::Done`] that failed the place in [`CALLS`] of the driver's call that did.
     pub value: u64,
     /// With [`Kind::Done`]: bytes here, away, shared; managed allocations; IPC handles refused; foreign memory opened.
     pub counts: [u64; COUNTS],
     /// Chunks; a server's names them by number alone.
     pub entries: Vec<Entry>,
 }
+
+/// Driver calls that the library makes for the server. The first stands for none of them.
+pub const CALLS: [&str; 9] = [
+    "",
+    "cuMemCreate",
+    "cuMemMap",
+    "cuMemSetAccess",
+    "cuMemUnmap",
+    "cuMemRelease",
+    "cuMemExportToShareableHandle",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+];
 
 /// [`Message::code`]: the engine did not come to rest in time, and goes on.
 pub const BUSY: i32 = -1;

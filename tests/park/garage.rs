@@ -55,7 +55,7 @@ impl Garage {
                 return process;
             }
             assert!(Instant::now() < deadline, "process {pid} does not connect");
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

@@ -9,7 +9,7 @@ use super::device::{Device, Work};
 use super::engine::{Course, Process};
 use super::ledger::{Ledger, blocks, stretches, zero_stretches};
 use super::pool::SEGMENT_SLOTS;
-use super::server::{MemoryServer, in_the_way, invalid};
+use super::server::{MemoryServer, and_then, in_the_way, invalid};
 use super::wire::Place;
 use crate::gpu::digest::BLOCK;
 use crate::gpu::protocol::Refusal;
@@ -28,6 +28,8 @@ impl MemoryServer {
         verify: bool,
         wait: Duration,
     ) -> Result<Course, Refusal> {
+        // After an earlier server: copies from memory that is half pinned are refused.
+        self.pool.inherited_is_pinned();
         let mut course = Course::new();
         let deadline = Instant::now() + wait;
         loop {
@@ -78,75 +80,95 @@ impl MemoryServer {
         course: &mut Course,
     ) -> Result<(), Refusal> {
         let mut work = device.bench()?;
+        let mut begun = Vec::new();
         let restored = process.link.restore(away, |entries, descriptors| {
             let first = work.pieces().len();
             for (entry, descriptor) in entries.iter().zip(&descriptors) {
                 work.adopt(entry, descriptor)?;
             }
             let fresh = work.grant()?;
-            for at in first..work.pieces().len() {
-                self.begin_fill(&mut work, at, &process.ledger, course)?;
-            }
+            let filling = (first..work.pieces().len())
+                .map(|at| self.begin_fill(&mut work, at, &process.ledger))
+                .collect::<Result<Vec<Filling>, Refusal>>()?;
             if verify {
                 work.finish()?;
                 work.digest(fresh)?;
             }
+            // Only now: a chunk whose copies have not all been begun must never be taken for filled.
+            begun.extend(filling);
             Ok(())
         });
+        let seen = work.finish().and_then(|()| match verify {
+            true => compare(&work, &begun, &process.ledger),
+            false => Ok(()),
+        });
         let numbers: Vec<u64> = work.pieces().iter().map(|piece| piece.number).collect();
-        let filled =
-            work.finish().and_then(|()| if verify { compare(&work, &process.ledger) } else { Ok(()) });
-        work.let_go(&numbers)?;
-        // Chunks before a refusal of the driver in the process are back for good.
-        let kept = filled.and_then(|()| process.link.filled(&numbers));
-        let outcome = kept.and(restored);
-        if outcome.is_err() {
-            // What was made and not filled goes away again: the pool still has it.
-            let unfilled: Vec<u64> = process
-                .link
-                .list()?
-                .0
-                .iter()
-                .filter(|it| it.place == Place::Away)
-                .map(|it| it.number)
-                .collect();
-            process.link.release(&unfilled)?;
+        let off = work.let_go(&numbers);
+        // Chunks before a refusal of the driver are back for good.
+        let numbers: Vec<u64> = begun.iter().map(|it| it.number).collect();
+        let kept = seen.and_then(|()| process.link.filled(&numbers));
+        if kept.is_ok() {
+            begun.iter().for_each(|it| it.count(course));
         }
-        outcome
+        let outcome = kept.and(restored).and(off);
+        outcome.map_err(|refusal| match give_up_unfilled(process) {
+            Ok(()) => refusal,
+            Err(second) => and_then(refusal, "what was made for it could not be given up", &second),
+        })
     }
 
-    fn begin_fill(
-        &self,
-        work: &mut Work,
-        at: usize,
-        ledger: &Ledger,
-        course: &mut Course,
-    ) -> Result<(), Refusal> {
+    fn begin_fill(&self, work: &mut Work, at: usize, ledger: &Ledger) -> Result<Filling, Refusal> {
         let piece = work.pieces()[at];
         let copies = ledger.get(&piece.number).ok_or_else(|| invalid("a chunk without a ledger"))?;
+        let mut filling = Filling { number: piece.number, bytes: piece.bytes, ..Filling::default() };
         let moves = copies.blocks.iter().enumerate().filter_map(|(at, block)| Some((at, block.slot?)));
         for stretch in stretches(moves, SEGMENT_SLOTS) {
             let from = self.pool.address(stretch.slot);
             work.copy_in(piece.first + stretch.block, from, stretch.length as usize)?;
-            course.moved.copied += u64::from(stretch.length) * BLOCK as u64;
+            filling.copied += u64::from(stretch.length) * BLOCK as u64;
         }
         for (block, count) in zero_stretches(copies) {
             work.clear(piece.first + block, count)?;
-            course.moved.zero += (count * BLOCK) as u64;
+            filling.zero += (count * BLOCK) as u64;
         }
-        course.moved.bytes += piece.bytes;
-        Ok(())
+        Ok(filling)
     }
+}
+
+/// A chunk that is being filled.
+#[derive(Debug, Default)]
+struct Filling {
+    number: u64,
+    bytes: u64,
+    copied: u64,
+    zero: u64,
+}
+
+impl Filling {
+    fn count(&self, course: &mut Course) {
+        course.moved.bytes += self.bytes;
+        course.moved.copied += self.copied;
+        course.moved.zero += self.zero;
+    }
+}
+
+/// Has the process give up what was made for chunks and not filled: the pool still has it.
+fn give_up_unfilled(process: &Process) -> Result<(), Refusal> {
+    let (entries, _) = process.link.list()?;
+    let unfilled: Vec<u64> =
+        entries.iter().filter(|it| it.place == Place::Away).map(|it| it.number).collect();
+    process.link.release(&unfilled)
 }
 
 fn held(ledger: &Ledger, number: u64) -> bool {
     ledger.get(&number).is_some_and(super::ledger::Copies::complete)
 }
 
-/// Compares what is on the bench with what went out.
-fn compare(work: &Work, ledger: &Ledger) -> Result<(), Refusal> {
+/// Compares chunks on the bench with what went out.
+fn compare(work: &Work, filled: &[Filling], ledger: &Ledger) -> Result<(), Refusal> {
     let digests = work.digests()?;
-    for piece in work.pieces() {
+    // Pieces are filled in their order.
+    for piece in &work.pieces()[..filled.len()] {
         let now = &digests[piece.first..piece.first + blocks(piece.bytes)];
         let copies = ledger.get(&piece.number).ok_or_else(|| invalid("a chunk without a ledger"))?;
         let differs = copies.blocks.iter().zip(now).position(|(block, now)| block.digest != Some(*now));

@@ -375,20 +375,28 @@ impl Work<'_> {
     /// The driver's refusal.
     pub(super) fn let_go(&mut self, numbers: &[u64]) -> Result<(), Refusal> {
         let numbers: BTreeSet<u64> = numbers.iter().copied().collect();
-        let (gone, kept) = self.pieces.iter().partition(|piece| numbers.contains(&piece.number));
+        let (mut outcome, mut kept) = (Ok(()), Vec::new());
+        for piece in std::mem::take(&mut self.pieces) {
+            if outcome.is_ok() && numbers.contains(&piece.number) {
+                outcome = self.unmap(piece);
+                if outcome.is_ok() {
+                    continue;
+                }
+            }
+            kept.push(piece);
+        }
         self.pieces = kept;
-        self.unmap(gone)
+        outcome
     }
 
-    fn unmap(&self, pieces: Vec<Piece>) -> Result<(), Refusal> {
-        pieces.into_iter().try_for_each(|piece| {
-            // SAFETY: mapped there by `adopt`, and the handle is its own.
-            unsafe {
-                let unmapped = cuda::cuMemUnmap(self.address(piece.first), piece.bytes as usize);
-                check("cuMemUnmap", "a chunk", unmapped)?;
-                check("cuMemRelease", "a chunk", cuda::cuMemRelease(piece.handle))
-            }
-        })
+    fn unmap(&self, piece: Piece) -> Result<(), Refusal> {
+        let on = format!("chunk {}", piece.number);
+        // SAFETY: mapped there by `adopt`, and the handle is its own.
+        unsafe {
+            let unmapped = cuda::cuMemUnmap(self.address(piece.first), piece.bytes as usize);
+            check("cuMemUnmap", &on, unmapped)?;
+            check("cuMemRelease", &on, cuda::cuMemRelease(piece.handle))
+        }
     }
 }
 
@@ -396,7 +404,8 @@ impl Drop for Work<'_> {
     fn drop(&mut self) {
         // A bench whose streams or mappings are broken is not used again.
         let pieces = std::mem::take(&mut self.pieces);
-        let clean = self.finish().is_ok() & self.unmap(pieces).is_ok();
+        let mut clean = self.finish().is_ok();
+        pieces.into_iter().for_each(|piece| clean &= self.unmap(piece).is_ok());
         if let Some(bench) = self.bench.take().filter(|_| clean) {
             self.device.benches.lock().unwrap_or_else(PoisonError::into_inner).push(bench);
         }

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::book::{Entered, Owner};
 use super::call::{Moved, ParkedProcess};
-use super::ledger::{Copies, Ledger};
+use super::ledger::{Copies, Ledger, blocks};
 use super::link::Link;
 use super::pool::Pool;
 use super::wire::{Entry, Place};
+use crate::gpu::digest::Digest;
 use crate::gpu::protocol::Refusal;
 
 /// A process, and its part of the pool.
@@ -15,6 +17,8 @@ use crate::gpu::protocol::Refusal;
 pub(super) struct Process {
     /// The connection.
     pub(super) link: Link,
+    /// Under which name its copies are entered in the book.
+    owner: Owner,
     /// What the pool holds.
     pub(super) ledger: Ledger,
     /// Whether memory is away: its copies are the only ones.
@@ -24,9 +28,36 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// A process that has connected.
-    pub(super) fn new(link: Link) -> Self {
-        Self { link, ledger: Ledger::new(), away: false, moved: Instant::now() }
+    /// A process that has connected, with what an earlier server has left of it.
+    pub(super) fn new(link: Link, owner: Owner, ledger: Ledger) -> Self {
+        Self { link, owner, ledger, away: false, moved: Instant::now() }
+    }
+
+    /// Learns where the memory is of one that has just connected. What is away has been given up only after all of it
+    /// was copied: of its blocks those without a copy are zero.
+    ///
+    /// # Errors
+    /// If the process does not answer.
+    pub(super) fn meet(&mut self, pool: &Pool, zero: Digest) -> Result<(), Refusal> {
+        let away: Vec<u64> =
+            self.chunks(pool)?.iter().filter(|it| it.place == Place::Away).map(|it| it.number).collect();
+        for number in away {
+            if let Some(copies) = self.ledger.get_mut(&number) {
+                copies.rest_is_zero(zero);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a block has been copied to its slot.
+    pub(super) fn note(&mut self, pool: &Pool, chunk: u64, at: usize, digest: Digest) {
+        let block = self.ledger.get_mut(&chunk).and_then(|copies| copies.blocks.get_mut(at));
+        if let Some(block) = block {
+            block.digest = Some(digest);
+            if let Some(slot) = block.slot {
+                pool.book.enter(slot, Entered { owner: self.owner, chunk, block: at, digest });
+            }
+        }
     }
 
     /// Asks for every chunk, and drops the copies of those that are no more.
@@ -45,7 +76,10 @@ impl Process {
             kept
         });
         for entry in &entries {
-            self.ledger.entry(entry.number).or_insert_with(|| Copies::of(entry.bytes));
+            let copies = self.ledger.entry(entry.number).or_insert_with(|| Copies::of(entry.bytes));
+            if copies.blocks.len() != blocks(entry.bytes) {
+                pool.with(|slots| copies.fit(entry.bytes, slots));
+            }
         }
         Ok(entries)
     }

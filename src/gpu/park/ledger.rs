@@ -61,6 +61,28 @@ impl Copies {
         self.blocks.iter().filter(|block| block.slot.is_some()).count() as u64 * BLOCK as u64
     }
 
+    /// Takes over what the book says of a block.
+    pub(super) fn inherit(&mut self, at: usize, block: Block) {
+        if self.blocks.len() <= at {
+            self.blocks.resize(at + 1, Block::default());
+        }
+        self.blocks[at] = block;
+    }
+
+    /// Makes it as long as a chunk of that many bytes.
+    pub(super) fn fit(&mut self, bytes: u64, slots: &mut Slots) {
+        let wanted = blocks(bytes);
+        self.blocks.iter_mut().skip(wanted).for_each(|block| give_back(block, slots));
+        self.blocks.resize(wanted, Block::default());
+    }
+
+    /// Notes that blocks without a copy are zero.
+    pub(super) fn rest_is_zero(&mut self, zero: Digest) {
+        for block in self.blocks.iter_mut().filter(|block| block.digest.is_none() && block.slot.is_none()) {
+            block.digest = Some(zero);
+        }
+    }
+
     /// Gives every slot back.
     pub(super) fn forget(&mut self, slots: &mut Slots) {
         for block in &mut self.blocks {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::cuda::refusal;
@@ -16,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Link {
     socket: OwnedFd,
     pid: i32,
+    /// After a failure in the middle of an answer the next answer could be that to an older question.
+    broken: AtomicBool,
 }
 
 /// What a process answers at the end.
@@ -45,7 +48,7 @@ impl Link {
         }
         match wire::receive(socket.as_fd())? {
             Some((hello, _)) if hello.kind == Kind::Hello && hello.value == wire::VERSION => {
-                Ok(Self { socket, pid })
+                Ok(Self { socket, pid, broken: AtomicBool::new(false) })
             }
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a preload library of another version")),
         }
@@ -149,7 +152,14 @@ impl Link {
         question: &Message,
         mut take: impl FnMut(Vec<Entry>, Vec<OwnedFd>) -> Result<(), Refusal>,
     ) -> Result<Counts, Refusal> {
-        let broken = |error: io::Error| self.gone(question.kind, &error);
+        if self.broken.load(Ordering::Relaxed) {
+            let text = "the connection to it broke; it has to connect anew";
+            return Err(self.gone(question.kind, &io::Error::other(text)));
+        }
+        let broken = |error: io::Error| {
+            self.cut();
+            self.gone(question.kind, &error)
+        };
         wire::send(self.socket.as_fd(), question, &[]).map_err(broken)?;
         let mut taken = Ok(());
         loop {
@@ -159,15 +169,25 @@ impl Link {
                 .map_err(broken)?;
             match answer.kind {
                 Kind::Done if answer.code == 0 => return taken.map(|()| answer.counts),
-                Kind::Done => return Err(self.refused(question.kind, answer.code)),
+                Kind::Done => return Err(self.refused(question.kind, &answer)),
                 _ if taken.is_ok() => taken = take(answer.entries, descriptors),
                 _ => {}
             }
         }
     }
 
-    fn refused(&self, kind: Kind, code: i32) -> Refusal {
-        let (function, on) = (format!("{kind:?}").to_lowercase(), format!("process {}", self.pid));
+    /// Ends the connection: the process sees it and connects anew.
+    fn cut(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+        // SAFETY: an open socket. One that is closed already needs no more.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    fn refused(&self, kind: Kind, answer: &Message) -> Refusal {
+        let (kind, on, code) =
+            (format!("{kind:?}").to_lowercase(), format!("process {}", self.pid), answer.code);
+        let call = wire::CALLS.get(answer.value as usize).filter(|call| !call.is_empty());
+        let function = call.map_or(kind.clone(), |call| format!("{kind}: {call}"));
         if code == BUSY {
             let text = "it did not come to rest in time; it goes on".to_owned();
             return Refusal { function, on, code, name: "busy".to_owned(), text };
@@ -176,12 +196,16 @@ impl Link {
     }
 
     fn gone(&self, kind: Kind, error: &io::Error) -> Refusal {
+        let text = match error.kind() {
+            io::ErrorKind::WouldBlock => format!("it has not answered for {} s", PATIENCE.as_secs()),
+            _ => error.to_string(),
+        };
         Refusal {
             function: format!("{kind:?}").to_lowercase(),
             on: format!("process {}", self.pid),
             code: 0,
             name: "gone".to_owned(),
-            text: error.to_string(),
+            text,
         }
     }
 }

@@ -26,8 +26,10 @@
 //! | `engine`, `link`, `wire` | one process: what is known of it, its connection, its messages |
 //! | `device`, `cuda` | a GPU: workbenches on which chunks are mapped, digested and copied |
 //! | `ledger`, `slots`, `pool` | what is held, where, and the memory itself |
+//! | `book` | the same, for the next server if this one is killed |
 
 mod back;
+mod book;
 
 pub mod call;
 mod client;

@@ -12,7 +12,7 @@ use super::device::{Mark, Work};
 use super::engine::{Course, Process};
 use super::ledger::{blocks, stretches};
 use super::pool::SEGMENT_SLOTS;
-use super::server::{MemoryServer, in_the_way, invalid};
+use super::server::{MemoryServer, and_then, in_the_way, invalid};
 use super::wire::{Entry, Place};
 use crate::gpu::digest::{BLOCK, Digest};
 use crate::gpu::protocol::Refusal;
@@ -37,7 +37,8 @@ impl MemoryServer {
     /// Takes one process's memory out; `wanted` bytes on each GPU, or all.
     ///
     /// # Errors
-    /// A refusal; the process has all its memory and goes on, unless it says that it is away.
+    /// A refusal; the process has all its memory and goes on, unless it says that it is away: then that could not be
+    /// brought back either, or was out before.
     pub(super) fn take_out(
         &self,
         process: &mut Process,
@@ -45,6 +46,7 @@ impl MemoryServer {
         rest: Duration,
     ) -> Result<Course, Refusal> {
         let mut course = Course::new();
+        let before = process.away;
         process.link.close(rest)?;
         course.phase("rest");
         let outcome = self.take_out_closed(process, wanted, &mut course);
@@ -52,13 +54,17 @@ impl MemoryServer {
         match outcome {
             Ok(()) if process.away => Ok(course),
             Ok(()) => process.link.open().map(|_| course),
+            // What was out before may not fit; it stays, and so does what has gone to it.
+            Err(refusal) if before => Err(refusal),
             Err(refusal) => {
-                if process.away {
-                    self.bring_in(process, false, ROOM)?;
-                } else {
-                    process.link.open()?;
-                }
-                Err(refusal)
+                let back = match process.away {
+                    true => self.bring_in(process, false, ROOM).map(|_| ()),
+                    false => process.link.open().map(|_| ()),
+                };
+                Err(match back {
+                    Ok(()) => refusal,
+                    Err(second) => and_then(refusal, "it could not be brought back", &second),
+                })
             }
         }
     }
@@ -120,7 +126,7 @@ impl MemoryServer {
             .collect::<Result<Vec<Mark>, Refusal>>()?;
         for (group, mark) in groups.iter().zip(marks) {
             mark.wait()?;
-            note(process, group);
+            self.note(process, group);
             let numbers: Vec<u64> = group.iter().map(|chunk| chunk.number).collect();
             work.let_go(&numbers)?;
             process.away = true;
@@ -162,8 +168,9 @@ impl MemoryServer {
             let copies = process.ledger.entry(chunk.number).or_default();
             for &at in &chunk.changed {
                 copies.blocks[at].digest = None;
-                if copies.blocks[at].slot.is_none() {
-                    homeless.push((chunk.number, at));
+                match copies.blocks[at].slot {
+                    Some(slot) => self.pool.book.strike(slot),
+                    None => homeless.push((chunk.number, at)),
                 }
             }
         }
@@ -200,15 +207,14 @@ impl MemoryServer {
         }
         work.mark()
     }
-}
 
-/// Notes that the changed blocks of a group have been copied.
-fn note(process: &mut Process, group: &[Leaving]) {
-    for chunk in group {
-        if let Some(copies) = process.ledger.get_mut(&chunk.number) {
-            for &at in &chunk.changed {
-                copies.blocks[at].digest = Some(chunk.digests[at]);
-            }
+    /// Notes that the changed blocks of a group have been copied.
+    fn note(&self, process: &mut Process, group: &[Leaving]) {
+        for chunk in group {
+            chunk
+                .changed
+                .iter()
+                .for_each(|&at| process.note(&self.pool, chunk.number, at, chunk.digests[at]));
         }
     }
 }

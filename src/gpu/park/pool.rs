@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::book::Book;
 use super::cuda::{check, cuMemHostRegister_v2};
 use super::device::Device;
 use super::slots::{Run, Slots};
@@ -30,6 +31,10 @@ pub(super) struct Pool {
     pinned: AtomicU64,
     state: Mutex<State>,
     grown: Condvar,
+    /// What lies in its slots.
+    pub(super) book: Arc<Book>,
+    /// Slots that the last server has left filled.
+    inherited: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -41,7 +46,7 @@ struct State {
 }
 
 impl Pool {
-    /// Maps the pool's memory and begins to pin it.
+    /// Maps the pool's memory and begins to pin it. Slots that are entered in the book are in use from the beginning.
     ///
     /// # Errors
     /// If it cannot be mapped.
@@ -49,6 +54,7 @@ impl Pool {
         memory: &OwnedFd,
         bytes: u64,
         node: Option<u32>,
+        book: Arc<Book>,
         device: &Arc<Device>,
     ) -> std::io::Result<Arc<Self>> {
         // SAFETY: a fresh shared mapping of a descriptor that is open; nothing is replaced.
@@ -67,12 +73,16 @@ impl Pool {
         }
         prefer(base, bytes as usize, node);
         let segments = bytes / SEGMENT;
+        let inherited = book.entries().map(|(slot, _)| slot).collect();
+        let slots = Slots::with_book(SEGMENT_SLOTS, Arc::clone(&book));
         let pool = Arc::new(Self {
             base: base as usize,
             bytes,
             pinned: AtomicU64::new(0),
-            state: Mutex::new(State { slots: Slots::new(SEGMENT_SLOTS), pending: segments, trouble: None }),
+            state: Mutex::new(State { slots, pending: segments, trouble: None }),
             grown: Condvar::new(),
+            book,
+            inherited,
         });
         let next = Arc::new(AtomicU64::new(0));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -95,7 +105,12 @@ impl Pool {
             match outcome {
                 Ok(()) => {
                     self.pinned.fetch_add(SEGMENT, Ordering::Relaxed);
-                    state.slots.give(Run { start: segment as u32 * SEGMENT_SLOTS, length: SEGMENT_SLOTS });
+                    let start = segment as u32 * SEGMENT_SLOTS;
+                    state.slots.add(Run { start, length: SEGMENT_SLOTS });
+                    let here = |slot: &&u32| (start..start + SEGMENT_SLOTS).contains(slot);
+                    for &slot in self.inherited.iter().filter(here) {
+                        state.slots.take_this(slot);
+                    }
                 }
                 Err(refusal) => state.trouble = Some(refusal.to_string()),
             }
@@ -150,6 +165,21 @@ impl Pool {
                 return None;
             }
             state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until what an earlier server has left can be copied from at full speed.
+    pub(super) fn inherited_is_pinned(&self) {
+        if !self.inherited.is_empty() {
+            self.settled();
+        }
+    }
+
+    /// Waits until every segment is pinned or given up.
+    pub(super) fn settled(&self) {
+        let mut state = self.lock();
+        while state.pending > 0 {
+            state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -5,11 +5,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::call::{Moved, ParkAnswer, ParkCall, PoolState};
+use super::book::{Book, Owner};
+use super::call::{Moved, ParkAnswer, ParkCall, ParkedProcess, PoolState};
 use super::device::Device;
 use super::engine::{Course, Process};
+use super::ledger::{Block, Ledger};
 use super::link::Link;
-use super::pool::Pool;
+use super::pool::{Pool, SEGMENT};
 use super::slots::Run;
 use crate::gpu::digest::{BLOCK, Digest, Key, digest};
 use crate::gpu::protocol::Refusal;
@@ -20,7 +22,17 @@ pub struct MemoryServer {
     pub(super) devices: Vec<Arc<Device>>,
     pub(super) pool: Arc<Pool>,
     pub(super) zero: Digest,
-    processes: Mutex<BTreeMap<i32, Arc<Mutex<Process>>>>,
+    processes: Mutex<BTreeMap<i32, Arc<Known>>>,
+    /// Copies that an earlier server has left, of processes that have not connected to this one yet.
+    left: Mutex<BTreeMap<Owner, Ledger>>,
+}
+
+/// A process that has connected.
+#[derive(Debug)]
+struct Known {
+    process: Mutex<Process>,
+    /// What was last said of it: it is not asked in the middle of a move, nor while it is stopped.
+    seen: Mutex<ParkedProcess>,
 }
 
 /// What the daemon hands over.
@@ -28,6 +40,8 @@ pub struct MemoryServer {
 pub struct Handover {
     /// The pool's memory.
     pub pool: OwnedFd,
+    /// The book's: what lies in the pool.
+    pub book: OwnedFd,
     /// Where preload libraries connect.
     pub listener: OwnedFd,
     /// Bytes of the pool.
@@ -42,7 +56,11 @@ impl MemoryServer {
     /// # Errors
     /// The driver's refusal, or why the pool cannot be mapped.
     pub fn start(handover: Handover, gpus: u32) -> Result<Arc<Self>, Refusal> {
-        let key = random_key()?;
+        let slots = (handover.bytes / SEGMENT * SEGMENT) as usize / BLOCK;
+        let book = Book::open(&handover.book, slots, random_key()?)
+            .map_err(|error| invalid(&format!("the pool's book cannot be opened: {error}")))?;
+        let key = book.key();
+        let left = inheritance(&book);
         let devices: Vec<_> =
             (0..gpus).map(|ordinal| Device::open(ordinal, key).map(Arc::new)).collect::<Result<_, _>>()?;
         for device in &devices {
@@ -51,14 +69,16 @@ impl MemoryServer {
             drop(device.bench()?);
         }
         let first = devices.first().ok_or_else(|| invalid("there is no GPU"))?;
-        let pool = Pool::open(&handover.pool, handover.bytes, handover.node, first)
+        let pool = Pool::open(&handover.pool, handover.bytes, handover.node, Arc::new(book), first)
             .map_err(|error| invalid(&format!("the pool cannot be mapped: {error}")))?;
         let zero = digest(&vec![0; BLOCK], key);
-        let server = Arc::new(Self { devices, pool, zero, processes: Mutex::default() });
+        let ends: Vec<_> = left.keys().filter_map(|owner| Some((owner.pid, end_of(owner.pid)?))).collect();
+        let (processes, left) = (Mutex::default(), Mutex::new(left));
+        let server = Arc::new(Self { devices, pool, zero, processes, left });
         let watcher = Arc::clone(&server);
         std::thread::Builder::new()
             .name("park door".to_owned())
-            .spawn(move || watcher.watch(&handover.listener))
+            .spawn(move || watcher.watch(&handover.listener, ends))
             .map_err(|error| invalid(&format!("no thread for the listening socket: {error}")))?;
         Ok(server)
     }
@@ -72,42 +92,63 @@ impl MemoryServer {
             ParkCall::Look => Ok(ParkAnswer::Pool(self.look())),
             ParkCall::Out { pids, wanted, rest_ms } => {
                 let rest = Duration::from_millis(u64::from(rest_ms));
-                self.each(&pids, |process| self.take_out(process, wanted, rest)).map(ParkAnswer::Moved)
+                self.out(&pids, wanted, rest).map(ParkAnswer::Moved)
             }
             ParkCall::In { pids, verify, wait_ms } => {
                 let wait = Duration::from_millis(u64::from(wait_ms));
-                self.each(&pids, |process| self.bring_in(process, verify, wait)).map(ParkAnswer::Moved)
+                let outcomes = self.each(&pids, |process| self.bring_in(process, verify, wait));
+                sum(outcomes.into_iter().map(|(_, outcome)| outcome)).map(ParkAnswer::Moved)
             }
         }
     }
 
     fn look(&self) -> PoolState {
-        let (bytes, pinned, used, trouble) = self.pool.state();
         let known: Vec<_> = self.known().values().cloned().collect();
-        // One that does not answer cannot be parked.
-        let processes = known.iter().filter_map(|process| lock(process).describe().ok()).collect();
+        let processes = std::thread::scope(|scope| {
+            let asked: Vec<_> = known.iter().map(|known| scope.spawn(|| known.describe())).collect();
+            asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
+        });
+        let (bytes, pinned, used, trouble) = self.pool.state();
         PoolState { bytes, pinned, used, trouble, processes }
     }
 
-    /// Moves processes at the same time. If one refuses, the others stay where they have come to.
-    fn each(
+    /// Takes processes out, all of them or none.
+    fn out(&self, pids: &[i32], wanted: Option<u64>, rest: Duration) -> Result<Moved, Refusal> {
+        let outcomes = self.each(pids, |process| {
+            let before = process.away;
+            self.take_out(process, wanted, rest).map(|course| (course, before))
+        });
+        let went: Vec<_> = outcomes
+            .iter()
+            .filter(|(_, outcome)| outcome.as_ref().is_ok_and(|(_, before)| !before))
+            .map(|(pid, _)| *pid)
+            .collect();
+        let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
+        moved.map_err(|refusal| {
+            let back = self.each(&went, |process| self.bring_in(process, false, rest));
+            match sum(back.into_iter().map(|(_, outcome)| outcome)) {
+                Ok(_) => refusal,
+                Err(second) => and_then(refusal, "another process could not be brought back", &second),
+            }
+        })
+    }
+
+    /// Does something to processes, all at the same time.
+    fn each<T: Send>(
         &self,
         pids: &[i32],
-        work: impl Fn(&mut Process) -> Result<Course, Refusal> + Sync,
-    ) -> Result<Moved, Refusal> {
+        work: impl Fn(&mut Process) -> Result<T, Refusal> + Sync,
+    ) -> Vec<(i32, Result<T, Refusal>)> {
         let known = self.known().clone();
-        let processes: Vec<_> = pids.iter().filter_map(|pid| known.get(pid)).collect();
-        let outcomes: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> =
-                processes.iter().map(|process| scope.spawn(|| work(&mut lock(process)))).collect();
-            running.into_iter().map(|thread| thread.join()).collect()
-        });
-        let mut moved = Moved::default();
-        for outcome in outcomes {
-            let outcome = outcome.map_err(|_| invalid("a thread of the memory server broke"))?;
-            moved.join(&outcome?.moved);
-        }
-        Ok(moved)
+        let processes: Vec<_> = pids.iter().filter_map(|pid| Some((*pid, known.get(pid)?))).collect();
+        std::thread::scope(|scope| {
+            let running: Vec<_> = processes
+                .iter()
+                .map(|(pid, known)| (*pid, scope.spawn(|| work(&mut lock(&known.process)))))
+                .collect();
+            let broke = |_| Err(invalid("a thread of the memory server broke"));
+            running.into_iter().map(|(pid, thread)| (pid, thread.join().unwrap_or_else(broke))).collect()
+        })
     }
 
     /// Slots for blocks that go out: free ones, those being pinned, and those of copies that engines on the GPUs can do
@@ -119,7 +160,7 @@ impl MemoryServer {
         // One that is being moved keeps what it has.
         let known: Vec<_> = self.known().values().cloned().collect();
         let mut resident: Vec<_> =
-            known.iter().filter_map(|process| process.try_lock().ok()).filter(|it| !it.away).collect();
+            known.iter().filter_map(|known| known.process.try_lock().ok()).filter(|it| !it.away).collect();
         resident.sort_by_key(|process| process.moved);
         for mut process in resident {
             process.forget(&self.pool);
@@ -130,13 +171,12 @@ impl MemoryServer {
         None
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<i32, Arc<Mutex<Process>>>> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, BTreeMap<i32, Arc<Known>>> {
+        lock(&self.processes)
     }
 
     /// Takes connections, and forgets processes that have ended.
-    fn watch(self: &Arc<Self>, listener: &OwnedFd) {
-        let mut ends: Vec<(i32, OwnedFd)> = Vec::new();
+    fn watch(self: &Arc<Self>, listener: &OwnedFd, mut ends: Vec<(i32, OwnedFd)>) {
         loop {
             let mut polled: Vec<libc::pollfd> = std::iter::once(listener.as_raw_fd())
                 .chain(ends.iter().map(|(_, end)| end.as_raw_fd()))
@@ -161,7 +201,7 @@ impl MemoryServer {
         }
     }
 
-    /// A process has connected: a new one, or one whose connection was broken.
+    /// A process has connected: a new one, one whose connection was broken, or one that an earlier server knew.
     fn meet(&self, socket: OwnedFd, pid: i32) {
         let link = match Link::greet(socket, pid) {
             Ok(link) => link,
@@ -171,26 +211,97 @@ impl MemoryServer {
             }
         };
         let known = self.known().get(&pid).cloned();
-        match known {
-            Some(process) => lock(&process).link = link,
-            None => {
-                self.known().insert(pid, Arc::new(Mutex::new(Process::new(link))));
+        if let Some(known) = known {
+            lock(&known.process).link = link;
+            return;
+        }
+        let Some(owner) = Owner::of(pid) else { return };
+        let mut left = lock(&self.left);
+        let mut process = Process::new(link, owner, left.remove(&owner).unwrap_or_default());
+        // Until it is known what is away, nothing of it may be given up: it is not let in before.
+        match process.meet(&self.pool, self.zero) {
+            Ok(()) => {
+                let known = Known { process: Mutex::new(process), seen: Mutex::default() };
+                self.known().insert(pid, Arc::new(known));
+            }
+            // It connects anew.
+            Err(_) => {
+                left.insert(owner, process.ledger);
             }
         }
     }
 
     fn forget(self: &Arc<Self>, pid: i32) {
         let gone = self.known().remove(&pid);
-        if let Some(process) = gone {
-            // A move of it may still be failing.
-            let server = Arc::clone(self);
-            std::thread::spawn(move || lock(&process).forget(&server.pool));
-        }
+        let server = Arc::clone(self);
+        // A move of it may still be failing, and the pool may not be ready to take slots back.
+        std::thread::spawn(move || {
+            server.pool.settled();
+            if let Some(known) = gone {
+                lock(&known.process).forget(&server.pool);
+            }
+            let ended = |owner: &Owner, _: &mut Ledger| owner.pid == pid;
+            let left: Vec<_> = lock(&server.left).extract_if(.., ended).collect();
+            for (_, mut ledger) in left {
+                server.pool.with(|slots| ledger.values_mut().for_each(|copies| copies.forget(slots)));
+            }
+        });
     }
 }
 
-fn lock(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
-    process.lock().unwrap_or_else(PoisonError::into_inner)
+impl Known {
+    /// What can be said of it; nothing of one that does not answer: it cannot be parked.
+    fn describe(&self) -> Option<ParkedProcess> {
+        let process = match self.process.try_lock() {
+            Ok(process) => process,
+            Err(_) => return Some(lock(&self.seen).clone()).filter(|seen| seen.pid != 0),
+        };
+        let mut seen = lock(&self.seen);
+        if seen.pid == 0 || !stopped(seen.pid) {
+            *seen = process.describe().ok()?;
+        }
+        Some(seen.clone())
+    }
+}
+
+/// What the book says, by owner; lines of processes that have ended are struck out.
+fn inheritance(book: &Book) -> BTreeMap<Owner, Ledger> {
+    let mut left: BTreeMap<Owner, Ledger> = BTreeMap::new();
+    for (slot, entered) in book.entries() {
+        if Owner::of(entered.owner.pid) != Some(entered.owner) {
+            book.strike(slot);
+            continue;
+        }
+        let copies = left.entry(entered.owner).or_default().entry(entered.chunk).or_default();
+        copies.inherit(entered.block, Block { digest: Some(entered.digest), slot: Some(slot) });
+    }
+    left
+}
+
+/// The sum of what several moves did, or the first refusal.
+fn sum(outcomes: impl Iterator<Item = Result<Course, Refusal>>) -> Result<Moved, Refusal> {
+    let mut moved = Moved::default();
+    for outcome in outcomes {
+        moved.join(&outcome?.moved);
+    }
+    Ok(moved)
+}
+
+/// A refusal after which something else failed too.
+pub(super) fn and_then(refusal: Refusal, what: &str, second: &Refusal) -> Refusal {
+    let text = format!("{}; then {what}: {second}", refusal.text);
+    Refusal { text, ..refusal }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a process is stopped (`SIGSTOP`, the freezer of a debugger): it would not answer.
+fn stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rfind(')').and_then(|end| stat.get(end + 2..end + 3));
+    matches!(state, Some("T" | "t"))
 }
 
 /// The next connection of this user's, with its process.

@@ -3,7 +3,7 @@
 //! Both outlive a gpu server that dies: what is parked stays where it is, and engines find the next server at the
 //! same address.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -21,6 +21,8 @@ pub const BUDGET_VARIABLE: &str = "SWAPSERVE_GPU_BUDGET";
 
 /// Variable that tells the gpu server the number of the pool's descriptor.
 const POOL_VARIABLE: &str = "SWAPSERVE_PARK_POOL";
+/// Variable that tells it that of the book of what the pool holds.
+const BOOK_VARIABLE: &str = "SWAPSERVE_PARK_BOOK";
 /// Variable that tells it that of the listening socket.
 const DOOR_VARIABLE: &str = "SWAPSERVE_PARK_DOOR";
 /// Variable that tells it the pool's NUMA node, if it has one.
@@ -30,6 +32,7 @@ const NODE_VARIABLE: &str = "SWAPSERVE_PARK_NODE";
 #[derive(Debug, Clone)]
 pub struct ParkSetup {
     pool: Arc<OwnedFd>,
+    book: Arc<OwnedFd>,
     listener: Arc<OwnedFd>,
     name: String,
     node: Option<u32>,
@@ -41,18 +44,13 @@ impl ParkSetup {
     /// # Errors
     /// If the kernel gives no memory file or socket.
     pub fn new(bytes: u64, node: Option<u32>) -> io::Result<Self> {
-        // SAFETY: a constant name; the descriptor returned is owned by nobody else.
-        let pool = unsafe { libc::memfd_create(c"swapserve-pool".as_ptr(), libc::MFD_CLOEXEC) };
-        if pool < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just opened, as seen.
-        let pool = unsafe { OwnedFd::from_raw_fd(pool) };
+        let (pool, book) = (memory_file(c"swapserve-pool")?, memory_file(c"swapserve-book")?);
         let mut random = [0u8; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let name = format!("swapserve-park-{:032x}", u128::from_le_bytes(random));
         let listener = listen(&name)?;
-        let setup = Self { pool: Arc::new(pool), listener: Arc::new(listener), name, node };
+        let setup =
+            Self { pool: Arc::new(pool), book: Arc::new(book), listener: Arc::new(listener), name, node };
         setup.resize(bytes)?;
         Ok(setup)
     }
@@ -82,7 +80,9 @@ impl ParkSetup {
     /// If this process has no descriptors left.
     pub fn hand_over(&self, launch: &mut Launch) -> io::Result<Vec<(OsString, OsString)>> {
         let mut environment = Vec::new();
-        for (variable, descriptor) in [(POOL_VARIABLE, &self.pool), (DOOR_VARIABLE, &self.listener)] {
+        for (variable, descriptor) in
+            [(POOL_VARIABLE, &self.pool), (BOOK_VARIABLE, &self.book), (DOOR_VARIABLE, &self.listener)]
+        {
             let number = launch.inherit_fd(descriptor.try_clone()?);
             environment.push((variable.into(), number.to_string().into()));
         }
@@ -94,10 +94,11 @@ impl ParkSetup {
 /// In the gpu server: what was handed over, if anything was.
 pub(crate) fn handed_over() -> Option<Handover> {
     let pool = inherited(POOL_VARIABLE)?;
+    let book = inherited(BOOK_VARIABLE)?;
     let listener = inherited(DOOR_VARIABLE)?;
     let bytes = File::from(pool.try_clone().ok()?).metadata().ok()?.len();
     let node = std::env::var(NODE_VARIABLE).ok().and_then(|node| node.parse().ok());
-    Some(Handover { pool, listener, bytes, node })
+    Some(Handover { pool, book, listener, bytes, node })
 }
 
 /// In the gpu server: whether there is a pool by now. The daemon sizes it when it has read its config.
@@ -119,6 +120,17 @@ fn inherited(variable: &str) -> Option<OwnedFd> {
     let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
     // SAFETY: the descriptor is open, and nothing else in this fresh process owns it: the daemon passed it for this.
     open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A file in memory, closed when a program is executed.
+fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: a C string; the descriptor returned is owned by nobody else.
+    let file = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, as seen.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 
 /// A listening socket with an abstract name, which no file is left of.

@@ -3,6 +3,9 @@
 //! Runs never cross a segment, because a copy must not: segments are pinned one by one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::book::Book;
 
 /// Neighbouring slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,12 +23,19 @@ pub(super) struct Slots {
     free: BTreeMap<u32, u32>,
     segment: u32,
     count: u32,
+    /// Where what a slot held is struck out when it is given back.
+    book: Option<Arc<Book>>,
 }
 
 impl Slots {
     /// No slots yet, in segments of that many.
     pub(super) fn new(segment: u32) -> Self {
-        Self { free: BTreeMap::new(), segment, count: 0 }
+        Self { free: BTreeMap::new(), segment, count: 0, book: None }
+    }
+
+    /// The same with a book.
+    pub(super) fn with_book(segment: u32, book: Arc<Book>) -> Self {
+        Self { book: Some(book), ..Self::new(segment) }
     }
 
     /// Free slots.
@@ -55,8 +65,32 @@ impl Slots {
         Some(runs)
     }
 
-    /// Gives slots back, or adds new ones. They must not be free already.
+    /// Takes this very slot; false if it is not free.
+    pub(super) fn take_this(&mut self, slot: u32) -> bool {
+        let Some((&start, &length)) = self.free.range(..=slot).next_back() else { return false };
+        if slot >= start + length {
+            return false;
+        }
+        self.free.remove(&start);
+        for (start, end) in [(start, slot), (slot + 1, start + length)] {
+            if start < end {
+                self.free.insert(start, end - start);
+            }
+        }
+        self.count -= 1;
+        true
+    }
+
+    /// Gives slots back. They must not be free already.
     pub(super) fn give(&mut self, run: Run) {
+        if let Some(book) = &self.book {
+            (run.start..run.start + run.length).for_each(|slot| book.strike(slot));
+        }
+        self.add(run);
+    }
+
+    /// Adds slots that have not been there before.
+    pub(super) fn add(&mut self, run: Run) {
         let Run { mut start, mut length } = run;
         self.count += length;
         if let Some((&before, &its)) = self.free.range(..start).next_back()
@@ -104,6 +138,9 @@ mod tests {
                     let runs = slots.take(count);
                     prop_assert_eq!(runs.is_some(), count as usize + held.len() <= 64);
                     held.extend(runs.into_iter().flatten().flat_map(|run| run.start..run.start + run.length));
+                } else if let Some(slot) = (0..64).find(|slot| count % 5 == 0 && !held.contains(slot)) {
+                    prop_assert!(slots.take_this(slot) && !slots.take_this(slot));
+                    held.push(slot);
                 } else if let Some(slot) = held.pop() {
                     slots.give(Run { start: slot, length: 1 });
                 }
