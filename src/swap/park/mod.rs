@@ -19,7 +19,8 @@ pub use rest::ParkCheckpoint;
 
 use super::{Mechanism, MemoryProbe, MoveLog, SwapError, memory};
 use crate::engine::Engine;
-use crate::gpu::park::call::{Moved, ParkedProcess};
+use crate::gpu::park::call::Moved;
+use crate::gpu::park::why::why_not;
 use crate::gpu::{GpuClient, GpuError};
 use crate::process::ProcId;
 use crate::units::{Bytes, Footprint, MechanismKind};
@@ -53,13 +54,6 @@ impl Park {
     /// Parks through this gpu server; with `verify` each swap-in is compared block by block with what went out.
     pub fn new(gpu: GpuClient, gpus: Arc<dyn MemoryProbe>, verify: bool) -> Self {
         Park { gpu, gpus, verify, out: Mutex::default() }
-    }
-
-    /// The engine's processes that the memory server knows.
-    async fn known(&self, engine: &Engine) -> Result<Vec<ParkedProcess>, String> {
-        let tree = pids(&engine.tree());
-        let pool = self.gpu.parking().await.map_err(|error| error.to_string())?;
-        Ok(pool.processes.into_iter().filter(|it| tree.contains(&it.pid)).collect())
     }
 
     /// Out, all of it or `free` bytes on each GPU, the engine's processes together.
@@ -133,9 +127,9 @@ impl Mechanism for Park {
         if engine.plan.gpus == 0 {
             return Err("a CPU engine has no GPU memory to park".to_owned());
         }
-        let known = self.known(engine).await?;
-        let held = self.gpus.held(&engine.tree()).await.unwrap_or_default();
-        judge(&known, memory::total(&held))
+        let pool = self.gpu.parking().await.map_err(|error| error.to_string())?;
+        let held = self.gpu.process_memory().await.map_err(|error| error.to_string())?;
+        why_not(&pids(&engine.tree()), &pool, &held).map_or(Ok(()), Err)
     }
 
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
@@ -147,25 +141,6 @@ impl Mechanism for Park {
         self.bring_in(log).await.map_err(|reason| self.fault("unpark", reason, true))?;
         Ok(Footprint::default())
     }
-}
-
-/// Why an engine that holds so much on the GPUs cannot be parked.
-fn judge(known: &[ParkedProcess], held: Bytes) -> Result<(), String> {
-    if known.is_empty() {
-        return Err(
-            "no process of the engine has met the preload library's needs: it was linked to the driver \
-                    statically, opened it past the library, or dropped LD_PRELOAD on the way"
-                .to_owned(),
-        );
-    }
-    let sum = |part: fn(&ParkedProcess) -> u64| Bytes(known.iter().map(part).sum());
-    let (here, shared) = (sum(|it| it.here), sum(|it| it.shared));
-    if here.is_zero() {
-        return Err(format!(
-            "of the {held} that it holds on the GPUs nothing can be parked ({shared} is shared with others)"
-        ));
-    }
-    Ok(())
 }
 
 fn pids(tree: &[ProcId]) -> Vec<i32> {
