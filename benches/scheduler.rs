@@ -79,6 +79,7 @@ impl Bench {
                 ..SwapMeasure::default()
             };
             match effect {
+                Effect::Warm { .. } => {}
                 Effect::Start { model } => self.moves.push(Event::Started { model, measure: measure(model) }),
                 Effect::SwapIn { model } => {
                     self.moves.push(Event::SwappedIn { model, measure: measure(model) })
@@ -139,6 +140,8 @@ fn spec(at: usize) -> ModelSpec {
         keeps_streams: true,
         idle_ttl: None,
         restart: RestartPolicy::default(),
+        measures: false,
+        weights: Bytes(0),
     }
 }
 

@@ -56,6 +56,8 @@ fn setup() -> Setup {
             keeps_streams: true,
             idle_ttl: None,
             restart: RestartPolicy::default(),
+            measures: false,
+            weights: Bytes(0),
         }
     };
     Setup {

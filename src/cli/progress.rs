@@ -90,10 +90,11 @@ fn sentence(model: &ModelRow) -> String {
         (State::Cold, _) if stopped_again(model) => {
             "stopped for lack of memory; starts when asked for".to_owned()
         }
+        (State::Cold, Stage::Warming) => "waits for its turn to start; its weights are being read".to_owned(),
         (State::Cold, _) => "waits for its turn to start".to_owned(),
-        (_, Stage::Idle) => "starting".to_owned(),
-        (_, Stage::Launched) if model.note.is_empty() => "launched".to_owned(),
-        (_, Stage::Launched) => model.note.clone(),
+        (_, Stage::Idle | Stage::Waiting | Stage::Warming) => "starting".to_owned(),
+        (_, Stage::Launched) => "launched".to_owned(),
+        (_, Stage::Loading) => format!("loading: {}", model.note),
         (_, Stage::Listening) => "listens; waiting for its first answer".to_owned(),
         (_, Stage::Trial) => "answered; trying how it can be swapped".to_owned(),
         (state, Stage::Ready) => {

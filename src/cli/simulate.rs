@@ -8,8 +8,9 @@ use super::{
     output::{Report, Style},
 };
 use crate::{
-    config::{self, Plan},
+    config::{self, ModelPlan, Plan},
     daemon::specs::{self, Resources},
+    engine::Weights,
     scheduler::{Bounds, Scheduler, Setup},
     sim::{self, Call, Costs, Plain, Victim},
     units::{Bytes, MechanismKind},
@@ -73,17 +74,32 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     };
     resources.pool = specs::pool(plan, &resources);
     let capacity = specs::capacity(plan, &resources);
-    let models = specs::specs(plan, &specs::assign_gpus(plan, &totals), &capacity);
+    let gpus = specs::assign_gpus(plan, &totals);
+    let models = specs::specs(plan, &gpus, &weights(plan), &capacity);
     Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) }
+}
+
+/// Bytes of each model's weights: as they lie here, or most of what a GPU engine takes.
+fn weights(plan: &Plan) -> Vec<Bytes> {
+    let share = |model: &ModelPlan| {
+        let takes = model.gpu_memory.unwrap_or_default().0 * u64::from(model.gpus);
+        Bytes(takes / 10 * 6)
+    };
+    let found = plan.models.iter().map(|model| (Weights::find(model).bytes(), share(model)));
+    found.map(|(found, share)| if found > Bytes(0) { found } else { share }).collect()
 }
 
 fn simulate(plan: &Plan, setup: &Setup, calls: &[Call]) -> Simulated {
     let cost = |at: usize| {
         let mechanism = plan.models[at].swap.first().copied().unwrap_or(MechanismKind::Restart);
-        Costs::of(mechanism, setup.models[at].resident.bytes())
+        let model = &setup.models[at];
+        Costs::of(mechanism, model.resident.bytes()).with_weights(model.weights)
     };
     let costs: Vec<Costs> = (0..plan.models.len()).map(cost).collect();
     let ours = sim::simulate(&mut Scheduler::new(setup.clone()), setup, &costs, calls);
+    let mut without = setup.clone();
+    without.models.iter_mut().for_each(|model| model.weights = Bytes(0));
+    let without = sim::simulate(&mut Scheduler::new(without.clone()), &without, &costs, &[]);
     let plain = |victim| sim::simulate(&mut Plain::new(setup, victim), setup, &costs, calls);
     let (lru, fifo) = (plain(Victim::LeastRecentlyUsed), plain(Victim::FirstIn));
     let models = plan.models.iter().enumerate().map(|(at, model)| Row::of(&model.name, &ours, at..at + 1));
@@ -91,6 +107,8 @@ fn simulate(plan: &Plan, setup: &Setup, calls: &[Call]) -> Simulated {
     let policies = [("swapserve", &ours), ("LRU", &lru), ("FIFO", &fifo)];
     Simulated {
         requests: calls.len(),
+        start_s: ours.started.as_secs_f64(),
+        start_without_reading_ahead_s: without.started.as_secs_f64(),
         models: models.collect(),
         policies: policies.into_iter().map(|(name, outcome)| Row::of(name, outcome, all.clone())).collect(),
     }
@@ -100,6 +118,10 @@ fn simulate(plan: &Plan, setup: &Setup, calls: &[Call]) -> Simulated {
 #[derive(Serialize)]
 struct Simulated {
     requests: usize,
+    /// Until every engine has been started and tried.
+    start_s: f64,
+    /// The same if no weights were read ahead.
+    start_without_reading_ahead_s: f64,
     /// Under this scheduler, by model.
     models: Vec<Row>,
     /// All models together, by policy.
@@ -139,6 +161,11 @@ impl Row {
 
 impl Report for Simulated {
     fn human(&self, out: &mut dyn Write, style: Style) -> io::Result<()> {
+        let (start, without) = (self.start_s, self.start_without_reading_ahead_s);
+        writeln!(
+            out,
+            "every engine started and tried after {start:.0} s ({without:.0} s without reading ahead)"
+        )?;
         writeln!(out, "{} requests", self.requests)?;
         table(out, style, "MODEL", &self.models)?;
         writeln!(out, "\nall of them, against plain policies:")?;

@@ -7,7 +7,8 @@ use super::{
     output::{Report, Style},
 };
 use crate::{
-    daemon::{ModelRow, RunStatus},
+    daemon::{ModelRow, RunStatus, Stage, StartPhase},
+    scheduler::State,
     units::{Bytes, Footprint},
 };
 use std::{
@@ -51,6 +52,11 @@ impl Report for RunStatus {
         for model in self.models.iter().filter(|m| !m.placement.is_empty()) {
             writeln!(out, "{}", style.dim(&format!("{} is on {}", model.name, model.placement)))?;
         }
+        for model in self.models.iter().filter(|m| !m.start.is_empty()) {
+            let under_way = matches!(model.state, State::Cold | State::Starting);
+            let line = format!("{}: {}", model.name, phases(model));
+            writeln!(out, "{}", if under_way { line } else { style.dim(&line) })?;
+        }
         for model in self.models.iter().filter(|m| !m.note.is_empty()) {
             writeln!(out, "\n{}: {}", style.bold(&model.name), model.note)?;
         }
@@ -73,6 +79,17 @@ fn cells(model: &ModelRow) -> [String; 10] {
         seconds(model.last_out_s),
         model.cold_start_s.map_or("-".to_owned(), |s| format!("{s:.1} s")),
     ]
+}
+
+/// The phases of its start for people: `start: waiting 3.0 s (warming 2.1 s: 14.9 GiB of 14.9 GiB read), launched 1.2 s`.
+fn phases(model: &ModelRow) -> String {
+    let spoken = |phase: &StartPhase| format!("{} {:.1} s", phase.phase.name(), phase.seconds);
+    let (beside, own): (Vec<&StartPhase>, Vec<_>) =
+        model.start.iter().partition(|phase| phase.phase == Stage::Warming);
+    let read = model.weights_read.map_or(String::new(), |(read, of)| format!(": {read} of {of} read"));
+    let beside = beside.first().map_or(String::new(), |phase| format!(" ({}{read})", spoken(phase)));
+    let own: Vec<String> = own.into_iter().map(spoken).collect();
+    format!("start: {}{beside}", own.join(", "))
 }
 
 /// A footprint for people: `24.0 GiB + 24.0 GiB GPU, 1.2 GiB host, 1 slot`.

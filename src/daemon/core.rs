@@ -171,7 +171,9 @@ impl Core {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
             let slot = &mut state.slots[model.index()];
-            slot.view = Arc::new(view);
+            if let Some(view) = view {
+                slot.view = Arc::new(view);
+            }
             if event.as_ref().is_some_and(engine_is_gone) {
                 slot.lost.send_replace(true);
                 slot.lost = watch::channel(false).0;
@@ -292,6 +294,7 @@ impl Core {
 impl State {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
+            Effect::Warm { model } => self.order(model, Order::Warm),
             Effect::Start { model } => self.order(model, Order::Start),
             Effect::Stop { model } => self.order(model, Order::Stop),
             Effect::SwapOut { model, in_flight } => {
@@ -329,6 +332,7 @@ impl State {
             );
             let fault = EngineFault { detail, retry: false };
             self.pending.push_back(match order {
+                Order::Warm => Event::Warmed { model },
                 Order::Start => Event::StartFailed { model, fault },
                 Order::Stop => Event::Stopped { model },
                 Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true },

@@ -22,6 +22,7 @@
 //! | `parking` | which engines can be parked, and what they need for it |
 //! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
 //! | `strangers` | other people's memory on a shared GPU |
+//! | `timeline` | the phases of an engine's start |
 //! | `worker` | one model's engine, start to stop |
 //! | `user_command` | the program that `run` serves |
 //! | `ending` | how long each step of the end may take |
@@ -41,6 +42,7 @@ mod session;
 pub(crate) mod specs;
 mod status;
 mod strangers;
+mod timeline;
 pub mod user_command;
 mod wiring;
 mod worker;
@@ -53,4 +55,5 @@ pub use journal::Journal;
 pub use report::{EngineView, Order, Report, Stage};
 pub use session::{EndReport, Ground, Options, Session, SessionError};
 pub use status::{ModelRow, RunFacts, RunStatus};
+pub use timeline::{StartPhase, Timeline};
 pub use wiring::WiringError;

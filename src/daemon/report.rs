@@ -1,6 +1,8 @@
 //! What passes between the core and the workers.
 
+use super::Timeline;
 use crate::{
+    engine::Reading,
     router::gate::Upstream,
     scheduler::Event,
     units::{Bytes, MechanismKind, ModelId},
@@ -11,6 +13,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 /// What the core asks of a model's worker. One at a time: the scheduler gives no second order before the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
+    /// Read the files it will read at its start; the next order does not wait for that.
+    Warm,
     /// Launch the engine, wait until it answers, try its mechanisms.
     Start,
     /// Stop it and free what it holds.
@@ -31,8 +35,8 @@ pub enum Order {
 pub struct Report {
     /// Whose engine.
     pub model: ModelId,
-    /// What is now known of it.
-    pub view: EngineView,
+    /// What is now known of it; `None` when that did not change.
+    pub view: Option<EngineView>,
     /// What the scheduler has to know; `None` when only the view changed.
     pub event: Option<Event>,
 }
@@ -44,14 +48,36 @@ pub enum Stage {
     /// Not started.
     #[default]
     Idle,
-    /// The process runs; it does not listen yet.
+    /// Wanted; it waits for its turn on the GPU.
+    Waiting,
+    /// The same, and its weights are being read ahead.
+    Warming,
+    /// The process runs and has not said anything.
     Launched,
+    /// Its log says what it is doing; it does not listen yet.
+    Loading,
     /// It listens; the first request is being answered.
     Listening,
     /// It answered; its mechanisms are being tried.
     Trial,
     /// In service.
     Ready,
+}
+
+impl Stage {
+    /// The name in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Idle => "idle",
+            Stage::Waiting => "waiting",
+            Stage::Warming => "warming",
+            Stage::Launched => "launched",
+            Stage::Loading => "loading",
+            Stage::Listening => "listening",
+            Stage::Trial => "trial",
+            Stage::Ready => "ready",
+        }
+    }
 }
 
 /// A copy of what the worker knows of its engine, for routing and for `status`.
@@ -77,6 +103,12 @@ pub struct EngineView {
     pub cold_start: Option<Duration>,
     /// Cores, memory nodes and GPUs it is bound to, for people.
     pub placement: String,
+    /// The phases of its last start.
+    #[serde(skip)]
+    pub timeline: Timeline,
+    /// Its weights, if they were read ahead.
+    #[serde(skip)]
+    pub reading: Option<Reading>,
     /// Last line of its log while it starts, or the last fault.
     pub note: String,
 }

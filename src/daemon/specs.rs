@@ -164,9 +164,16 @@ pub fn assign_gpus(plan: &Plan, totals: &[Bytes]) -> Vec<SmallVec<[usize; 8]>> {
     plan.models.iter().map(&mut assign).collect()
 }
 
-/// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on.
-pub fn specs(plan: &Plan, gpus: &[SmallVec<[usize; 8]>], capacity: &Footprint) -> Vec<ModelSpec> {
-    plan.models.iter().zip(gpus).map(|(model, gpus)| spec(model, gpus, capacity)).collect()
+/// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on, `weights[i]` the bytes of its files where known.
+pub fn specs(
+    plan: &Plan,
+    gpus: &[SmallVec<[usize; 8]>],
+    weights: &[Bytes],
+    capacity: &Footprint,
+) -> Vec<ModelSpec> {
+    let all = plan.models.iter().zip(gpus).zip(weights);
+    all.map(|((model, gpus), weights)| ModelSpec { weights: *weights, ..spec(model, gpus, capacity) })
+        .collect()
 }
 
 fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
@@ -204,6 +211,8 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         keeps_streams: model.swap.first().is_some_and(|first| first.keeps_streams()),
         idle_ttl: model.idle_ttl,
         restart: RestartPolicy::default(),
+        measures: !gpus.is_empty(),
+        weights: Bytes(0),
     }
 }
 

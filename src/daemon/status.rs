@@ -1,10 +1,13 @@
 //! The run as data: what `swapserve status` shows and `/swapserve/v1/status` answers.
 
-use super::{Core, SwapRow, report::Stage};
+use super::{
+    Core, StartPhase, SwapRow,
+    report::{EngineView, Stage},
+};
 use crate::{
     router::gate::ModelView,
-    scheduler::{self, State},
-    units::{Footprint, MechanismKind, ModelId, Moment},
+    scheduler::{self, ModelStatus, State},
+    units::{Bytes, Footprint, MechanismKind, ModelId, Moment},
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, path::PathBuf, time::Duration};
@@ -92,6 +95,12 @@ pub struct ModelRow {
     pub last_out_s: Option<f64>,
     /// From launch to the first answer, seconds.
     pub cold_start_s: Option<f64>,
+    /// The phases of its start, the one under way last. `warming` is beside the others.
+    #[serde(default)]
+    pub start: Vec<StartPhase>,
+    /// Bytes of its weights that were read ahead, and of how many.
+    #[serde(default)]
+    pub weights_read: Option<(Bytes, Bytes)>,
     /// Root process.
     pub pid: Option<i32>,
     /// Its log file.
@@ -123,12 +132,13 @@ impl Core {
         let (plan, slot, seen) =
             (self.plan.model(model), &state.slots[model.index()], state.scheduler.view(model));
         let seconds = |took: Option<Duration>| took.map(|took| took.as_secs_f64());
+        let start = start(&slot.view, &seen, self.now());
         ModelRow {
             name: plan.name.clone(),
             aliases: plan.aliases.clone(),
             engine: plan.engine.name().to_owned(),
             state: seen.state,
-            stage: slot.view.stage,
+            stage: stage(&slot.view, &seen),
             pinned: seen.pinned,
             waiting: seen.waiting,
             running: seen.leases,
@@ -141,6 +151,8 @@ impl Core {
             last_in_s: seconds(seen.last_swap_in),
             last_out_s: seconds(seen.last_swap_out),
             cold_start_s: seconds(slot.view.cold_start),
+            start,
+            weights_read: slot.view.reading.as_ref().map(|reading| (reading.read(), reading.total)),
             pid: slot.view.pid,
             log: slot.view.log.clone(),
             placement: slot.view.placement.clone(),
@@ -206,6 +218,29 @@ impl Core {
         });
         text
     }
+}
+
+/// How far its start has come: before the worker has anything to say, what the scheduler waits for.
+fn stage(view: &EngineView, seen: &ModelStatus) -> Stage {
+    match (view.stage, &view.reading) {
+        (Stage::Idle, _) if seen.state != State::Cold || seen.wanted_since.is_none() => Stage::Idle,
+        (Stage::Idle, Some(reading)) if !reading.is_over() => Stage::Warming,
+        (Stage::Idle, _) => Stage::Waiting,
+        (stage, _) => stage,
+    }
+}
+
+/// The phases of its start: waiting for its turn, reading ahead, and what the worker noted.
+fn start(view: &EngineView, seen: &ModelStatus, now: Moment) -> Vec<StartPhase> {
+    let waited = match (seen.state, seen.wanted_since) {
+        (State::Cold, Some(since)) => Some(now.since(since)),
+        _ => seen.start_waited,
+    };
+    let phase = |phase, took: Duration| StartPhase { phase, seconds: took.as_secs_f64() };
+    let waiting = waited.map(|took| phase(Stage::Waiting, took));
+    let warming = view.reading.as_ref().map(|reading| phase(Stage::Warming, reading.time()));
+    let begun = if seen.state == State::Cold { Vec::new() } else { view.timeline.phases() };
+    waiting.into_iter().chain(warming).chain(begun).collect()
 }
 
 /// A label's value in Prometheus text format.

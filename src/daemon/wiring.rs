@@ -5,11 +5,12 @@ use super::{
     parking::ParkPlace,
     report::{Order, Report},
     specs,
+    timeline::Timeline,
     worker::Worker,
 };
 use crate::{
     config::Plan,
-    engine::{Cookie, Engine, EngineEnv},
+    engine::{Cookie, Engine, EngineEnv, Weights},
     job::{Job, RunDir},
     process::Spawner,
     swap::{Deps, MemoryProbe, NoGpus, Swapper},
@@ -37,6 +38,8 @@ pub struct Wiring {
     pub gpus: Vec<SmallVec<[usize; 8]>>,
     /// One a model, not working yet.
     pub prepared: Vec<Prepared>,
+    /// Bytes of each model's weight files, as far as they are known.
+    pub weights: Vec<Bytes>,
 }
 
 /// A worker to be.
@@ -46,6 +49,7 @@ pub struct Prepared {
     swapper: Swapper,
     placement: String,
     trial: bool,
+    weights: Weights,
 }
 
 impl Prepared {
@@ -56,7 +60,7 @@ impl Prepared {
         reports: mpsc::UnboundedSender<Report>,
         ending: watch::Receiver<bool>,
     ) -> Worker {
-        let Prepared { model, engine, swapper, placement, trial } = self;
+        let Prepared { model, engine, swapper, placement, trial, weights } = self;
         Worker {
             model,
             engine,
@@ -68,6 +72,10 @@ impl Prepared {
             placement,
             cold_start: None,
             vain_starts: 0,
+            weights,
+            reading: None,
+            timeline: Timeline::default(),
+            note: String::new(),
         }
     }
 }
@@ -114,10 +122,13 @@ pub fn wire(
             extra: parking.iter().flat_map(|place| place.environment(&model)).collect(),
         };
         let swapper = Swapper::new(&model, &deps);
+        let weights = Weights::find(&model);
         let engine = Engine::new(Arc::new(model), env);
-        Prepared { model: ModelId(at as u32), engine, swapper, placement: in_words(placement), trial }
+        let placement = in_words(placement);
+        Prepared { model: ModelId(at as u32), engine, swapper, placement, trial, weights }
     });
-    Ok(Wiring { prepared: prepared.collect(), gpus })
+    let prepared: Vec<Prepared> = prepared.collect();
+    Ok(Wiring { weights: prepared.iter().map(|one| one.weights.bytes()).collect(), prepared, gpus })
 }
 
 /// What of the machine the job may use. Its memory nodes are those of its cores.

@@ -4,9 +4,12 @@
 //! event, and between orders watches for the engine's own death. When the run ends its orders are closed: it drops what
 //! it is doing, stops the engine's tree, and returns.
 
-use super::report::{EngineView, Order, Report, Stage};
+use super::{
+    Timeline,
+    report::{EngineView, Order, Report, Stage},
+};
 use crate::{
-    engine::{self, Engine},
+    engine::{self, Engine, Reading, Weights},
     scheduler::{EngineFault, Event, SwapMeasure},
     swap::{MoveFailed, Swapper},
     units::{MechanismKind, ModelId},
@@ -42,6 +45,14 @@ pub struct Worker {
     pub cold_start: Option<Duration>,
     /// Starts in a row that came to nothing.
     pub vain_starts: u32,
+    /// The files it reads at its start.
+    pub weights: Weights,
+    /// Those, being read ahead.
+    pub reading: Option<Reading>,
+    /// The phases of its start.
+    pub timeline: Timeline,
+    /// What was last reported in words.
+    pub note: String,
 }
 
 /// What ended a wait.
@@ -85,6 +96,7 @@ impl Worker {
     async fn carry_out(&mut self, order: Order) {
         let model = self.model;
         match order {
+            Order::Warm => self.warm(),
             Order::Start => self.start().await,
             Order::Stop => {
                 self.stop().await;
@@ -111,11 +123,29 @@ impl Worker {
         }
     }
 
+    /// Begins to read the engine's weights; the report of their end comes by itself.
+    fn warm(&mut self) {
+        let (model, reports) = (self.model, self.reports.clone());
+        let reading = self.weights.read_ahead();
+        let over = reading.over();
+        self.reading = Some(reading);
+        let view = Some(self.view(Stage::Idle, &self.note));
+        let _ = self.reports.send(Report { model, view, event: None });
+        tokio::spawn(async move {
+            over.await;
+            let _ = reports.send(Report { model, view: None, event: Some(Event::Warmed { model }) });
+        });
+    }
+
     /// Launch, first answer, trial.
     async fn start(&mut self) {
         let model = self.model;
         let begun = Instant::now();
-        if let Err(error) = self.launch().await {
+        self.timeline.clear();
+        let launched = self.launch().await;
+        // Whatever has not been read by now, the engine has read itself or will not need.
+        self.reading.iter().for_each(Reading::stop);
+        if let Err(error) = launched {
             self.vain_starts += 1;
             let hope = self.cold_start.is_some() || self.vain_starts < VAIN_STARTS;
             let fault = EngineFault { retry: hope && error.may_pass(), detail: error.to_string() };
@@ -125,12 +155,14 @@ impl Worker {
         }
         self.cold_start = Some(begun.elapsed());
         self.vain_starts = 0;
-        self.progress(Stage::Trial, "");
+        self.timeline.enter(Stage::Trial);
+        self.report(Event::Answered { model }, Stage::Trial, "");
         let outcome = if self.trial {
             self.swapper.trial(&mut self.engine).await
         } else {
             self.swapper.adopt(&self.engine).await
         };
+        self.timeline.end();
         match outcome {
             Ok(trial) => {
                 let measure = SwapMeasure { took: begun.elapsed(), ..trial.measure };
@@ -147,6 +179,7 @@ impl Worker {
 
     async fn launch(&mut self) -> Result<(), engine::LaunchError> {
         let (reports, model, view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
+        let timeline = self.timeline.clone();
         let progress = move |stage: engine::Stage| {
             let mut view = view.clone();
             (view.stage, view.note) = match stage {
@@ -154,12 +187,13 @@ impl Worker {
                     view.pid = Some(pid);
                     (Stage::Launched, String::new())
                 }
-                engine::Stage::Loading { line } => (Stage::Launched, line),
+                engine::Stage::Loading { line } => (Stage::Loading, line),
                 engine::Stage::Listening => (Stage::Listening, String::new()),
                 engine::Stage::Answered => (Stage::Trial, String::new()),
             };
+            timeline.enter(view.stage);
             // Nobody listens any more when the run is torn down.
-            let _ = reports.send(Report { model, view, event: None });
+            let _ = reports.send(Report { model, view: Some(view), event: None });
         };
         self.engine.launch(&progress).await
     }
@@ -180,6 +214,7 @@ impl Worker {
     }
 
     async fn stop(&mut self) {
+        self.timeline.end();
         match self.engine.stop().await {
             Ok(report) if !report.is_clean() => {
                 tracing::error!(model = %self.engine.plan.name, ?report, "processes of this engine hang in the kernel");
@@ -191,14 +226,10 @@ impl Worker {
         }
     }
 
-    fn report(&self, event: Event, stage: Stage, note: &str) {
+    fn report(&mut self, event: Event, stage: Stage, note: &str) {
+        note.clone_into(&mut self.note);
         let (model, view) = (self.model, self.view(stage, note));
-        let _ = self.reports.send(Report { model, view, event: Some(event) });
-    }
-
-    fn progress(&self, stage: Stage, note: &str) {
-        let (model, view) = (self.model, self.view(stage, note));
-        let _ = self.reports.send(Report { model, view, event: None });
+        let _ = self.reports.send(Report { model, view: Some(view), event: Some(event) });
     }
 
     fn view(&self, stage: Stage, note: &str) -> EngineView {
@@ -212,6 +243,8 @@ impl Worker {
             log: Some(self.engine.log_path().to_owned()),
             cold_start: self.cold_start,
             placement: self.placement.clone(),
+            timeline: self.timeline.clone(),
+            reading: self.reading.clone(),
             note: note.to_owned(),
         }
     }

@@ -21,6 +21,7 @@
 //! | `http` | one request over one connection, with a deadline |
 //! | `log` | its log file: tail, size bound, no keys |
 //! | `memory` | host memory of a process tree |
+//! | `weights` | the files it reads at its start, and reading them ahead of it |
 
 mod address;
 mod env;
@@ -30,12 +31,14 @@ mod launch;
 mod log;
 mod memory;
 mod probe;
+mod weights;
 
 pub use env::{Cookie, EngineEnv};
 pub use error::{LaunchError, Seen};
 pub use http::{ControlError, Reply};
 pub use launch::Stage;
 pub use probe::{Answer, ProbeError};
+pub use weights::{Reading, Weights};
 
 use crate::{
     config::ModelPlan,

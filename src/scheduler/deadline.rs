@@ -7,7 +7,7 @@ use super::{
     Scheduler,
     event::{Effect, Rejection},
     explain::OutWhy,
-    model::Model,
+    model::{Leaving, Model, Why},
 };
 use crate::units::{ModelId, Moment};
 
@@ -50,10 +50,7 @@ impl Scheduler {
                 continue;
             }
             at(idle_until(model));
-            at(model
-                .leaving
-                .filter(|_| model.keeps_streams)
-                .map(|leaving| leaving.since + self.bounds.drain_limit));
+            at(model.leaving.filter(|_| model.keeps_streams).map(|leaving| self.overdue_at(model, leaving)));
             at(self.wanting.then_some(model.faults.spared_until));
             if demand.is_some() && model.state.can_come_in() {
                 at(Some(model.faults.not_before));
@@ -63,6 +60,36 @@ impl Scheduler {
             }
         }
         next
+    }
+}
+
+impl Scheduler {
+    /// Whether a closed engine goes out although requests run on it: its streams survive that, and its drain has taken
+    /// too long.
+    pub(super) fn is_overdue(&self, model: &Model, leaving: Leaving, now: Moment) -> bool {
+        model.keeps_streams && self.overdue_at(model, leaving) <= now
+    }
+
+    /// When its drain has taken too long: after `drain_limit`, or when whoever waits for the room would else wait for
+    /// longer than `max_wait`; not before its least residency.
+    fn overdue_at(&self, model: &Model, leaving: Leaving) -> Moment {
+        let drained = leaving.since + self.bounds.drain_limit;
+        let last = match leaving.why {
+            Why::Room(whom) => self.last_chance(model, self.model(whom)),
+            Why::Asked => None,
+        };
+        let least = leaving.since.max(model.resident_since + self.bounds.min_resident);
+        last.map_or(drained, |last| drained.min(last.max(least)))
+    }
+
+    /// When `busy` has to begin to go out so that the oldest request for `waiting` is served within `max_wait`; twice the
+    /// time that both moves are expected to take is left for them.
+    pub(super) fn last_chance(&self, busy: &Model, waiting: &Model) -> Option<Moment> {
+        let request = waiting.queue.front().map(|front| front.arrived);
+        let ask = waiting.asks_in.first().map(|(_, since)| *since);
+        let first = [request, ask].into_iter().flatten().min()?;
+        let moves = busy.expected_out() + waiting.expected_in();
+        Some((first + self.bounds.max_wait).before(moves * 2))
     }
 }
 

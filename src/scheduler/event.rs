@@ -19,6 +19,10 @@ pub enum Event {
     Cancelled { request: RequestId },
     /// A dispatched request's last byte was sent, or its client or engine went away: the lease ends.
     Released { request: RequestId },
+    /// The files that [`Effect::Warm`] named have been read, or cannot be.
+    Warmed { model: ModelId },
+    /// An engine that is being started has answered its first request: it has taken its memory, its trial begins.
+    Answered { model: ModelId },
     /// An engine is up, has answered its first request and passed its trial; it is resident.
     Started { model: ModelId, measure: SwapMeasure },
     /// An engine could not be started.
@@ -56,6 +60,9 @@ pub enum Event {
 #[serde(tag = "effect", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "fields are described at their variant")]
 pub enum Effect {
+    /// Read the files that the engine will read when it starts, so that they lie in the page cache by then. The model's
+    /// other moves do not wait for it.
+    Warm { model: ModelId },
     /// Start the engine; its resident footprint is reserved.
     Start { model: ModelId },
     /// Stop the engine and free everything it holds.

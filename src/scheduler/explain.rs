@@ -57,6 +57,8 @@ pub enum Reason {
     RoomIsMade,
     /// There is no room, and those who have it may not be closed yet, or ever.
     NoRoom { lack: Footprint, held_by: Vec<Holder> },
+    /// Another engine moves on its GPU, and one of the two sizes itself by what is free there.
+    Quiet { beside: ModelId, is_measuring: bool },
     /// It failed and is tried again.
     Backoff { until: Moment, detail: String },
     /// It failed and was given up; only an operator's ask tries again.
@@ -184,10 +186,22 @@ impl Scheduler {
                 _ if model.faults.not_before > now => {
                     Reason::Backoff { until: model.faults.not_before, detail: detail() }
                 }
-                _ => self.why_no_room(id, now),
+                _ => self.why_not_quiet(id).unwrap_or_else(|| self.why_no_room(id, now)),
             },
             _ => Reason::Moving { since: model.since },
         }
+    }
+
+    fn why_not_quiet(&self, id: ModelId) -> Option<Reason> {
+        if let Some(beside) = self.measured_beside(id) {
+            return Some(Reason::Quiet { beside, is_measuring: true });
+        }
+        let nothing = Footprint::default();
+        let model = self.model(id);
+        let need = model.coming_in().minus(&model.held);
+        let fits = self.ledger.lack_after(&need, &nothing, &nothing).is_zero();
+        let beside = self.moving_beside(id).filter(|_| fits && model.will_measure())?;
+        Some(Reason::Quiet { beside, is_measuring: false })
     }
 
     fn why_no_room(&self, id: ModelId, now: Moment) -> Reason {

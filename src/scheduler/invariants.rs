@@ -15,6 +15,8 @@ impl Scheduler {
         for model in &self.models {
             self.check_model(model).map_err(|broken| format!("{}: {broken}", model.spec.name))?;
         }
+        self.check_quiet()?;
+        self.check_warm()?;
         let mut waiting = vec![0; self.models.len()];
         let mut leased = vec![0; self.models.len()];
         for place in self.requests.values() {

@@ -154,6 +154,7 @@ impl Scheduler {
         model.enter(State::Cold, now);
         model.leases = 0;
         model.life += 1;
+        model.warm.forget();
     }
 
     /// Notes a failure: tried again after a delay that doubles, or given up.

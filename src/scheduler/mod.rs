@@ -35,6 +35,8 @@
 //! - *Busy victims*: closed when they have been resident for `min_resident` and the waiting side has waited `patience`
 //!   (less, the more it outweighs the busy side); drained; after `drain_limit` swapped out in mid-generation if their
 //!   streams survive that, else drained on.
+//! - *Starts* ([`mod@quiet`], [`mod@warm`]): nothing else moves on a GPU while an engine sizes itself by what is free there;
+//!   what needs no GPU is done before its turn.
 //! - *Requests* ([`mod@admission`]): dispatched at once, queued, or denied with a reason; those that wait for the same
 //!   model are dispatched together. Each one ends.
 //! - *Failures* ([`mod@lifecycle`]): tried again after a delay that doubles, given up after some; a refused swap-out
@@ -60,11 +62,13 @@ mod operator;
 mod placement;
 mod policy;
 mod queue;
+mod quiet;
 mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
 mod view;
+mod warm;
 mod wording;
 
 pub use event::{Effect, EngineFault, Event, Rejection, SwapMeasure};
@@ -132,6 +136,8 @@ impl Scheduler {
                     self.came_in(model, &measure, now, effects);
                 }
             }
+            Event::Warmed { model } => self.warmed(model, now, effects),
+            Event::Answered { model } => self.answered(model, now, effects),
             Event::StartFailed { model, fault } => self.start_failed(model, fault, now, effects),
             Event::SwappedOut { model, measure } => self.went_out(model, &measure, now, effects),
             Event::SwapOutFailed { model, fault, lost: false } => {

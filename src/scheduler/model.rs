@@ -7,6 +7,7 @@ use super::{
     queue::Queue,
     spec::ModelSpec,
     state::State,
+    warm::Warm,
 };
 use crate::units::{Footprint, MechanismKind, ModelId, Moment};
 use smallvec::SmallVec;
@@ -34,6 +35,9 @@ pub(super) struct Model {
     pub(super) life: u32,
     /// Closed to new leases, and why. Only while resident.
     pub(super) leaving: Option<Leaving>,
+    /// While it starts: it has answered, its trial is under way.
+    pub(super) answered: bool,
+    pub(super) warm: Warm,
     pub(super) resident_since: Moment,
     /// When its last way in began.
     pub(super) way_in: Option<Moment>,
@@ -85,6 +89,8 @@ pub(super) struct Faults {
 /// How long its moves took last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Timing {
+    /// How long it waited for its last start to begin.
+    pub(super) waited: Option<Duration>,
     pub(super) start: Option<Duration>,
     pub(super) swap_in: Option<Duration>,
     pub(super) swap_out: Option<Duration>,
@@ -105,6 +111,8 @@ impl Model {
             leases: 0,
             life: 0,
             leaving: None,
+            answered: false,
+            warm: Warm::Not,
             resident_since: Moment::ZERO,
             way_in: None,
             last_used: Moment::ZERO,
@@ -127,6 +135,7 @@ impl Model {
         self.state = state;
         self.since = now;
         self.leaving = None;
+        self.answered = false;
     }
 
     /// Whether a request that arrives is dispatched at once.

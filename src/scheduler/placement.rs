@@ -27,6 +27,8 @@ struct Line {
     freed: Footprint,
     /// Victim and beneficiary.
     victims: Vec<(ModelId, Option<ModelId>)>,
+    /// Those who begin as soon as moves under way are over.
+    next: Vec<ModelId>,
 }
 
 impl Scheduler {
@@ -37,13 +39,17 @@ impl Scheduler {
             promised: Footprint::default(),
             freed: self.models.iter().fold(Footprint::default(), |sum, m| sum.plus(&m.will_free())),
             victims: Vec::new(),
+            next: Vec::new(),
         };
         self.wanting = false;
         if !self.draining {
             self.relieve(now, &mut line);
-            for (demand, id) in self.line_up(now) {
-                self.place_one(now, id, demand, &mut line, fx);
+            let in_order = self.line_up(now);
+            for (demand, id) in &in_order {
+                self.place_one(now, *id, *demand, &mut line, fx);
             }
+            let in_order: Vec<ModelId> = in_order.into_iter().map(|(_, id)| id).collect();
+            self.read_ahead(&in_order, fx);
         }
         self.close_and_open(now, &line.victims, fx);
     }
@@ -72,20 +78,65 @@ impl Scheduler {
         }
         let model = &self.models[id.index()];
         let need = model.coming_in().minus(&model.held);
+        if self.waits_for_quiet(id, now, line) {
+            self.keep_victims(id, line);
+            line.promised = line.promised.plus(&need);
+            return;
+        }
         let lack = self.ledger.lack_after(&need, &line.promised, &line.freed);
         if lack.is_zero() {
-            if self.come_in(id, now, demand, fx) {
+            let noisy = model.will_measure() && self.moving_beside(id).is_some();
+            if !noisy && self.come_in(id, now, demand, fx) {
                 return;
             }
+            line.next.push(id);
         } else {
             let candidates = self.candidates(now, Some((id, demand)), line);
             match choose(now, &lack, &candidates) {
-                Choice::Go(victims) => line.take(&victims, &candidates, Some(id)),
+                Choice::Go(victims) => {
+                    line.take(&victims, &candidates, Some(id));
+                    if victims.iter().all(|victim| self.may_go_now(*victim, now)) {
+                        line.next.push(id);
+                    }
+                }
                 Choice::NotBefore(at) => self.gate = Some(self.gate.map_or(at, |gate| gate.min(at))),
                 Choice::Impossible => return,
             }
         }
         line.promised = line.promised.plus(&need);
+    }
+
+    /// Whether `id` may not begin for a reason other than room: an engine sizes itself on its GPUs, or it would be in the
+    /// way of somebody ahead who is about to begin there, one of the two measuring.
+    fn waits_for_quiet(&self, id: ModelId, now: Moment, line: &Line) -> bool {
+        let model = self.model(id);
+        let in_the_way = |ahead: &ModelId| {
+            let ahead = self.model(*ahead);
+            ahead.shares_gpu(model) && (ahead.will_measure() || model.will_measure())
+        };
+        let leaves = |(victim, _): &(ModelId, Option<ModelId>)| {
+            self.may_go_now(*victim, now) && self.model(*victim).shares_gpu(model)
+        };
+        self.measured_beside(id).is_some()
+            || line.next.iter().any(in_the_way)
+            || (model.will_measure() && line.victims.iter().any(leaves))
+    }
+
+    /// While `id` waits for quiet, who drains for it already drains on; nobody else is asked to leave.
+    fn keep_victims(&self, id: ModelId, line: &mut Line) {
+        for (victim, model) in self.models_by_id() {
+            let taken = line.victims.iter().any(|(other, _)| *other == victim);
+            if !taken && !model.pinned && model.leaving.is_some_and(|leaving| leaving.why == Why::Room(id)) {
+                line.freed = line.freed.plus(&model.held.minus(&model.out));
+                line.victims.push((victim, Some(id)));
+            }
+        }
+    }
+
+    /// Whether a victim's way out begins at once.
+    fn may_go_now(&self, id: ModelId, now: Moment) -> bool {
+        let model = self.model(id);
+        model.leases == 0 || model.leaving.is_some_and(|leaving| self.is_overdue(model, leaving, now))
     }
 
     /// Begins the way in if the ledger has the room now.
@@ -97,7 +148,9 @@ impl Scheduler {
         }
         model.history.note(now, What::CameIn { waited: now.since(demand.since) });
         if model.state == State::Cold {
+            model.timing.waited = Some(now.since(demand.since));
             model.enter(State::Starting, now);
+            self.warm(id, fx);
             fx.push(Effect::Start { model: id });
         } else {
             model.enter(State::SwappingIn, now);
@@ -122,7 +175,8 @@ impl Scheduler {
         let eligible = self.models_by_id().filter(|(id, model)| {
             let wanting = whom.is_some_and(|(whom, _)| whom == *id);
             let taken = line.victims.iter().any(|(victim, _)| victim == id);
-            !wanting && !taken && !model.pinned && model.faults.spared_until <= now
+            let may = !model.pinned && model.faults.spared_until <= now;
+            !wanting && !taken && may && !self.is_held_still(*id)
         });
         let candidates = eligible.filter_map(|(id, model)| {
             let kind = self.kind_of_victim(now, id, whom)?;
@@ -139,6 +193,12 @@ impl Scheduler {
             Some(Candidate { model: id, frees, kind, cost, last_used: model.last_used })
         });
         candidates.collect()
+    }
+
+    /// Whether its leaving would be seen by an engine that is measuring.
+    fn is_held_still(&self, id: ModelId) -> bool {
+        let on_gpus = self.model(id).held.gpu.iter().any(|bytes| bytes.0 > 0);
+        on_gpus && self.measured_beside(id).is_some()
     }
 
     /// What the leaving of engine `id` would mean, if it may leave at all for `whom`.
@@ -172,7 +232,9 @@ impl Scheduler {
             Some(leaving) if leaving.why == Why::Room(whom) => leaving.since,
             _ => {
                 let patience = scaled_patience(self.bounds.patience, busy.weight(now), waiting.weight(now));
-                (busy.resident_since + self.bounds.min_resident).max(demand.since + patience)
+                let borne = demand.since + patience;
+                let borne = self.last_chance(busy, waiting).map_or(borne, |last| last.min(borne));
+                (busy.resident_since + self.bounds.min_resident).max(borne)
             }
         }
     }
@@ -222,12 +284,10 @@ impl Scheduler {
     /// Begins the swap-out of an engine if it may go now: drained, or drained for too long and its streams survive.
     /// Where the host has no room for what it takes while out, it is stopped instead.
     pub(super) fn go_out(&mut self, id: ModelId, now: Moment, why: OutWhy, fx: &mut Vec<Effect>) {
-        let limit = self.bounds.drain_limit;
-        let model = &mut self.models[id.index()];
-        let overdue = model.leaving.is_some_and(|leaving| leaving.since + limit <= now);
-        if model.leases > 0 && !(overdue && model.keeps_streams) {
+        if self.is_held_still(id) || !self.may_go_now(id, now) {
             return;
         }
+        let model = &mut self.models[id.index()];
         let next = model.going_out();
         if self.ledger.reserve(&mut model.held, next) {
             let in_flight = model.leases;
@@ -239,7 +299,11 @@ impl Scheduler {
         }
     }
 
+    /// Stops an engine, unless another one would see that: then it stays as it is for now.
     fn stop(&mut self, id: ModelId, now: Moment, why: OutWhy, fx: &mut Vec<Effect>) {
+        if self.is_held_still(id) {
+            return;
+        }
         let model = &mut self.models[id.index()];
         model.history.note(now, What::Stopped { why });
         model.enter(State::Stopping, now);

@@ -1,6 +1,9 @@
 //! What the scheduler is told before it begins: the models and the bounds.
 
-use crate::{config::plan::SchedulerPlan, units::Footprint};
+use crate::{
+    config::plan::SchedulerPlan,
+    units::{Bytes, Footprint},
+};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::{sync::Arc, time::Duration};
@@ -39,6 +42,12 @@ pub struct ModelSpec {
     pub idle_ttl: Option<Duration>,
     /// How often and how fast it is started again after a failure.
     pub restart: RestartPolicy,
+    /// Whether it sizes itself by what its GPUs have free while it starts: then nothing else may move there meanwhile.
+    #[serde(default)]
+    pub measures: bool,
+    /// Bytes of the files that it reads while it starts; zero where that is not known.
+    #[serde(default)]
+    pub weights: Bytes,
 }
 
 /// How an engine that failed is started again: after `first`, then twice that, and so on up to `longest`.

@@ -36,6 +36,10 @@ pub struct ModelStatus {
     pub swaps_in: u64,
     /// Swaps out.
     pub swaps_out: u64,
+    /// Since when it is wanted and not there.
+    pub wanted_since: Option<Moment>,
+    /// How long its last start waited for its turn.
+    pub start_waited: Option<Duration>,
     /// How long its last start took, with the trial.
     pub last_start: Option<Duration>,
     /// How long its last swap-in took.
@@ -72,6 +76,8 @@ impl Scheduler {
             mechanism: model.mechanism,
             swaps_in: model.swaps_in,
             swaps_out: model.swaps_out,
+            wanted_since: model.demand().map(|demand| demand.since),
+            start_waited: model.timing.waited,
             last_start: model.timing.start,
             last_swap_in: model.timing.swap_in,
             last_swap_out: model.timing.swap_out,

@@ -55,6 +55,15 @@ impl Scheduler {
                     }
                 )
             }
+            Reason::Quiet { beside, is_measuring: true } => format!(
+                "it waits until {}, which is being started on the same GPU, has taken its memory: a swap beside that would \
+                 change what it finds free",
+                self.name(*beside)
+            ),
+            Reason::Quiet { beside, is_measuring: false } => format!(
+                "its start waits until {} has moved: it sizes itself by what is free on the GPU they share",
+                self.name(*beside)
+            ),
             Reason::Backoff { until, detail } => {
                 format!("it failed ({detail}) and is tried again in {}", left(until))
             }

@@ -9,8 +9,12 @@ use std::time::Duration;
 /// How long one model's moves take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Costs {
-    /// From launch to the end of the trial.
+    /// From launch to the end of the trial, its weights in the page cache.
     pub start: Duration,
+    /// The part of `start` that is over before the engine wants its weights.
+    pub imports: Duration,
+    /// How long its weights take to be read where they are not in the page cache.
+    pub reading: Duration,
     /// A swap in.
     pub swap_in: Duration,
     /// A swap out.
@@ -23,6 +27,7 @@ impl Costs {
     /// The costs of a model that takes `resident` bytes in all and is swapped by `mechanism`.
     pub fn of(mechanism: MechanismKind, resident: Bytes) -> Self {
         let start = Duration::from_secs(120);
+        let (imports, reading) = (Duration::from_secs(25), Duration::ZERO);
         let stop = Duration::from_secs(5);
         // Fixed milliseconds and GiB/s, out and in; 0 GiB/s: the size does not matter.
         let (out, back) = match mechanism {
@@ -35,7 +40,13 @@ impl Costs {
             MechanismKind::Restart => ((5_000, 0), (120_000, 0)),
             MechanismKind::Hook => ((1_000, 0), (1_000, 0)),
         };
-        Costs { start, stop, swap_out: time(out, resident), swap_in: time(back, resident) }
+        Costs { start, imports, reading, stop, swap_out: time(out, resident), swap_in: time(back, resident) }
+    }
+
+    /// The same with weights of so many bytes on a file system that gives 1 GiB/s: what one reader has of a busy parallel
+    /// one.
+    pub fn with_weights(self, weights: Bytes) -> Self {
+        Costs { reading: time((0, 1), weights), ..self }
     }
 }
 

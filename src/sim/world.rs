@@ -38,6 +38,8 @@ pub struct Outcome {
     pub rejected: Vec<u64>,
     /// Swaps in, after the start.
     pub swaps: Vec<u64>,
+    /// From the run's begin until every engine has been started and tried.
+    pub started: Duration,
     /// When the last request ended, since the endpoint opened.
     pub length: Duration,
 }
@@ -47,6 +49,10 @@ pub struct Outcome {
 enum Happening {
     Arrives(usize),
     Moved(ModelId, Move),
+    /// A start is over but for its trial.
+    Answers(ModelId),
+    /// A model's weights lie in the page cache.
+    Read(ModelId),
     /// A request's last byte, unless its engine was swapped out since (another turn of the engine).
     Ends(RequestId, u32),
 }
@@ -77,6 +83,8 @@ struct World<'a, S> {
     running: BTreeMap<RequestId, Running>,
     /// How often each engine has come in.
     turns: Vec<u32>,
+    /// When each model's weights lie in the page cache, where they are being read ahead or have been.
+    read: Vec<Option<Moment>>,
     moving: usize,
     outcome: Outcome,
     effects: Vec<Effect>,
@@ -95,6 +103,7 @@ pub fn simulate(strategy: &mut impl Strategy, setup: &Setup, costs: &[Costs], ca
         sequence: 0,
         running: BTreeMap::new(),
         turns: vec![0; models],
+        read: vec![None; models],
         moving: 0,
         outcome: Outcome::default(),
         effects: Vec::new(),
@@ -105,6 +114,7 @@ pub fn simulate(strategy: &mut impl Strategy, setup: &Setup, costs: &[Costs], ca
     while world.moving > 0 && world.advance() {}
     world.outcome.swaps = vec![0; models];
     let opened = world.now;
+    world.outcome.started = opened.since(Moment::ZERO);
     for (at, call) in calls.iter().enumerate() {
         world.expect(opened + call.at.since(Moment::ZERO), Happening::Arrives(at));
     }
@@ -139,6 +149,8 @@ impl<S: Strategy> World<'_, S> {
                 self.tell(Event::Arrived { request: RequestId(at as u64), model: self.calls[at].model });
             }
             Happening::Moved(model, moved) => self.moved(model, moved),
+            Happening::Answers(model) => self.tell(Event::Answered { model }),
+            Happening::Read(model) => self.tell(Event::Warmed { model }),
             Happening::Ends(request, turn) => {
                 let current = |running: &Running| self.turns[running.model.index()] == turn;
                 if self.running.get(&request).is_some_and(current) {
@@ -172,6 +184,15 @@ impl<S: Strategy> World<'_, S> {
         });
     }
 
+    /// How long a start that begins now takes: the engine waits for what of its weights has not been read when it wants
+    /// them.
+    fn starts_in(&self, model: ModelId) -> Duration {
+        let costs = self.costs[model.index()];
+        let wanted = self.now + costs.imports;
+        let read = self.read[model.index()].unwrap_or(wanted + costs.reading);
+        costs.start + read.since(wanted)
+    }
+
     /// Paused requests go on where they were.
     fn resume(&mut self, model: ModelId) {
         let turn = &mut self.turns[model.index()];
@@ -202,10 +223,14 @@ impl<S: Strategy> World<'_, S> {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        let start = match effect {
+            Effect::Start { model } => self.starts_in(model),
+            _ => Duration::ZERO,
+        };
         let mut begin = |model: ModelId, moved| {
             let costs = self.costs[model.index()];
             let takes = match moved {
-                Move::Start => costs.start,
+                Move::Start => start,
                 Move::Stop => costs.stop,
                 Move::In => costs.swap_in,
                 Move::Out => costs.swap_out,
@@ -214,7 +239,17 @@ impl<S: Strategy> World<'_, S> {
             self.expect(self.now + takes, Happening::Moved(model, moved));
         };
         match effect {
-            Effect::Start { model } => begin(model, Move::Start),
+            Effect::Warm { model } => {
+                let end = self.now + self.costs[model.index()].reading;
+                self.read[model.index()] = Some(end);
+                self.expect(end, Happening::Read(model));
+            }
+            Effect::Start { model } => {
+                begin(model, Move::Start);
+                let costs = self.costs[model.index()];
+                let trial = costs.swap_out + costs.swap_in;
+                self.expect(self.now + start.saturating_sub(trial), Happening::Answers(model));
+            }
             Effect::Stop { model } => begin(model, Move::Stop),
             Effect::SwapIn { model } => {
                 begin(model, Move::In);

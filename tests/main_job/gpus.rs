@@ -63,3 +63,30 @@ fn the_ledger_follows_a_strangers_memory() {
     drop(stranger);
     eventually("it is counted in again", || capacity() == before);
 }
+
+#[test]
+fn the_second_engines_weights_are_read_while_the_first_starts() {
+    let Some(bench) = Bench::software(1) else { return };
+    let files = tempfile::tempdir().unwrap();
+    let with_weights = |name: &str| {
+        let file = files.path().join(format!("{name}.bin"));
+        std::fs::write(&file, vec![1; 5 * MIB as usize]).unwrap();
+        format!("{}model = {file:?}\n", model(name, 500))
+    };
+    let text = with_weights("left") + &with_weights("right");
+    let service = Service::start_in(&text, &bench.environment());
+    for name in ["left", "right"] {
+        let row = service.model(name);
+        let phases: Vec<&str> =
+            row["start"].as_array().unwrap().iter().map(|phase| phase["phase"].as_str().unwrap()).collect();
+        let in_order = ["waiting", "warming", "launched", "listening", "trial"];
+        let known: Vec<&str> = phases.iter().copied().filter(|phase| *phase != "loading").collect();
+        assert_eq!(known, in_order, "{row}");
+        assert_eq!(row["weights_read"], serde_json::json!([5 * MIB, 5 * MIB]));
+    }
+    let waited = |name: &str| service.model(name)["start"][0]["seconds"].as_f64().unwrap();
+    assert!(waited("right") > waited("left"), "one waits for the other's trial");
+    let shown = service.verb(&["status"]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("right: start: waiting") && shown.contains("5.0 MiB of 5.0 MiB read"), "{shown}");
+}

@@ -18,6 +18,8 @@ pub(super) fn model(name: &str, gib: u64) -> ModelBuilder {
         keeps_streams: false,
         idle_ttl: None,
         restart: RestartPolicy::default(),
+        measures: false,
+        weights: Bytes(0),
     })
 }
 
@@ -59,6 +61,18 @@ impl ModelBuilder {
 
     pub(super) fn keeping_streams(mut self) -> Self {
         self.0.keeps_streams = true;
+        self
+    }
+
+    /// It sizes itself by what its GPUs have free.
+    pub(super) fn measuring(mut self) -> Self {
+        self.0.measures = true;
+        self
+    }
+
+    /// It reads so many GiB when it starts.
+    pub(super) fn weighing(mut self, gib: u64) -> Self {
+        self.0.weights = Bytes::gib(gib);
         self
     }
 
@@ -139,6 +153,7 @@ impl Desk {
     /// The report that `effect` was carried out.
     pub(super) fn done(&self, effect: &Effect) -> Option<Event> {
         match *effect {
+            Effect::Warm { model } => Some(Event::Warmed { model }),
             Effect::Start { model } => Some(Event::Started { model, measure: self.measure(model) }),
             Effect::SwapIn { model } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
             Effect::SwapOut { model, .. } => Some(Event::SwappedOut { model, measure: self.measure(model) }),
@@ -225,6 +240,7 @@ impl Desk {
         for effect in self.effects.drain(..) {
             let name = |id: ModelId| self.scheduler.model(id).spec.name.clone();
             let line = match effect {
+                Effect::Warm { model } => format!("warm {}", name(model)),
                 Effect::Start { model } => format!("start {}", name(model)),
                 Effect::Stop { model } => format!("stop {}", name(model)),
                 Effect::SwapOut { model, in_flight: 0 } => format!("out {}", name(model)),

@@ -5,6 +5,7 @@ use super::{
     kit::{ModelBuilder, bounds, model, setup},
     world::{Action, Outcome, World},
 };
+use crate::units::Bytes;
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use std::time::Duration;
 
@@ -20,12 +21,15 @@ fn config() -> ProptestConfig {
 
 fn specs() -> impl Strategy<Value = Vec<ModelSpec>> {
     let gpus = prop_oneof![3 => Just(vec![0]), 2 => Just(vec![1]), 1 => Just(vec![0, 1])];
-    let one = (5u64..85, gpus, any::<bool>(), 0u8..10, prop::option::weighted(0.2, 10u64..100));
-    let one = one.prop_map(|(gib, gpus, keeps_streams, rare, idle_ttl)| {
+    let starts = (prop::bool::weighted(0.7), prop_oneof![Just(0u64), 1u64..500]);
+    let one = (5u64..85, gpus, any::<bool>(), 0u8..10, prop::option::weighted(0.2, 10u64..100), starts);
+    let one = one.prop_map(|(gib, gpus, keeps_streams, rare, idle_ttl, (measures, weights))| {
         let model = if rare == 9 { ModelBuilder::on_cpu("cpu", gib) } else { model("gpu", gib).on(&gpus) };
         let spec = model.build();
         let idle_ttl = idle_ttl.map(Duration::from_secs);
-        ModelSpec { keeps_streams, idle_ttl, pin: rare == 0, preload: rare == 1, ..spec }
+        let measures = measures && !spec.gpus.is_empty();
+        let weights = Bytes::gib(weights);
+        ModelSpec { keeps_streams, idle_ttl, pin: rare == 0, preload: rare == 1, measures, weights, ..spec }
     });
     prop::collection::vec(one, 1..7)
 }
@@ -46,6 +50,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => one.clone().prop_map(Action::Cancel),
         10 => one.clone().prop_map(Action::Release),
         20 => (one.clone(), outcome()).prop_map(|(at, outcome)| Action::Answer(at, outcome)),
+        6 => one.clone().prop_map(Action::Answered),
+        6 => one.clone().prop_map(Action::Warmed),
         20 => (0u64..40_000).prop_map(Action::Pass),
         1 => one.clone().prop_map(Action::Die),
         1 => one.clone().prop_map(Action::AskIn),
@@ -97,7 +103,7 @@ proptest! {
     }
 
     /// Where every engine's streams survive a swap and nothing fails, a wait is bounded by the bounds, however long the
-    /// requests are: each other model takes its turn once at most.
+    /// requests are: each other model takes its turn once at most. The same holds for streams that were paused.
     #[test]
     fn waits_are_bounded_by_the_bounds(models in 2usize..5, arrivals in prop::collection::vec((0usize..8, 0u64..30_000), 1..60)) {
         let specs = (0..models).map(|_| model("one", 60).keeping_streams().build()).collect();
@@ -121,6 +127,8 @@ proptest! {
         let turn = bounds().patience.max(bounds().min_resident) + bounds().drain_limit + Duration::from_secs(2);
         let bound = turn * models as u32;
         prop_assert!(world.longest <= bound, "{:?} of at most {bound:?}", world.longest);
+        let pause = world.longest_pause;
+        prop_assert!(pause <= bound, "streams were paused for {pause:?} of at most {bound:?}");
         prop_assert!(world.waiting.is_empty());
     }
 }

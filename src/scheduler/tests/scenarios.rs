@@ -332,3 +332,127 @@ fn it_says_why_in_words() {
     assert_eq!(said(&desk, "b").text, "it makes room for a: closed to new ones, 1 request still running");
     assert_eq!(said(&desk, "b").history[0].text, "0.0 s ago: closed for a with 1 request running");
 }
+
+#[test]
+fn engines_that_measure_start_one_after_another_on_a_gpu() {
+    let on = |name, gpu| model(name, 30).on(&[gpu]).measuring();
+    let mut desk = Desk::with_gpus(2, vec![on("a", 0), on("b", 0), on("other", 1)]);
+    desk.tell(Event::Boot);
+    assert_eq!(desk.transcript(), "start a\nstart other", "b would count a's memory as its own");
+    desk.tell(Event::Answered { model: desk.id("a") });
+    assert_eq!(desk.transcript(), "", "a's trial would change what b finds free");
+    assert!(matches!(desk.reason("b"), Reason::Quiet { is_measuring: false, .. }));
+    desk.finish("a");
+    assert_eq!(desk.transcript(), "start b");
+    assert_eq!(desk.state("a"), State::Resident);
+}
+
+#[test]
+fn nothing_is_swapped_beside_a_start_that_measures_until_it_has_answered() {
+    let mut desk = Desk::booted(vec![model("a", 30), model("b", 20), model("new", 20).measuring()]);
+    let (a, new) = (desk.id("a"), desk.id("new"));
+    for (ask, name) in [(0, "a"), (1, "new")] {
+        desk.tell(Event::AskOut { ask, model: desk.id(name) });
+        desk.run_moves();
+    }
+    desk.tell(Event::EngineDied { model: new, fault: Desk::fault(true) });
+    desk.pass(1);
+    assert_eq!(desk.state("new"), State::Starting);
+    desk.transcript();
+    desk.request("a");
+    desk.tell(Event::AskOut { ask: 2, model: desk.id("b") });
+    desk.pass(10);
+    assert_eq!(desk.transcript(), "", "one would take what it finds free, the other would free more");
+    assert_eq!(
+        desk.scheduler.explain(a, desk.now).text,
+        "it waits until new, which is being started on the same GPU, has taken its memory: a swap beside that would \
+         change what it finds free"
+    );
+    desk.tell(Event::Answered { model: new });
+    assert_eq!(desk.transcript(), "in a\nout b", "its trial bears both");
+}
+
+#[test]
+fn the_next_in_line_is_read_ahead_while_another_starts() {
+    let mut desk = Desk::new(vec![
+        model("a", 60).measuring().weighing(50),
+        model("b", 60).measuring().weighing(50),
+        model("huge", 60).weighing(500),
+        model("c", 60).measuring().weighing(50),
+    ]);
+    desk.tell(Event::Boot);
+    assert_eq!(desk.transcript(), "warm a\nstart a", "a's own imports take longer than its first bytes");
+    desk.tell(Event::Warmed { model: desk.id("a") });
+    assert_eq!(desk.transcript(), "warm b");
+    desk.tell(Event::Warmed { model: desk.id("b") });
+    assert_eq!(desk.transcript(), "warm c", "huge would push out what the others need");
+    desk.finish("a");
+    desk.finish("a");
+    assert_eq!(desk.transcript(), "out a\nstart b");
+    desk.tell(Event::Warmed { model: desk.id("c") });
+    assert_eq!(desk.transcript(), "");
+}
+
+#[test]
+fn a_start_gets_its_quiet_though_others_swap_all_the_time() {
+    let mut desk = Desk::booted(vec![model("a", 20), model("b", 20), model("new", 30).measuring()]);
+    let new = desk.id("new");
+    desk.tell(Event::AskOut { ask: 0, model: desk.id("a") });
+    desk.finish("a");
+    desk.tell(Event::AskOut { ask: 1, model: desk.id("b") });
+    desk.transcript();
+    desk.tell(Event::EngineDied { model: new, fault: Desk::fault(true) });
+    desk.pass(1);
+    desk.request("new");
+    assert_eq!(desk.transcript(), "", "b is on its way out");
+    desk.pass(1);
+    desk.request("a");
+    assert_eq!(desk.transcript(), "", "new came first, and needs it quiet");
+    desk.finish("b");
+    assert_eq!(desk.transcript(), "answer 1 ok\nstart new");
+    desk.tell(Event::Answered { model: new });
+    assert_eq!(desk.transcript(), "in a");
+}
+
+#[test]
+fn streams_are_paused_in_time_for_the_longest_wait() {
+    let mut desk = Desk::booted(vec![model("a", 60), model("b", 60).keeping_streams()]);
+    desk.scheduler.bounds.drain_limit = Duration::from_secs(3600);
+    desk.request("b");
+    desk.request("a");
+    desk.transcript();
+    let moves = Duration::from_secs(2);
+    desk.pass(300 - 2 * moves.as_secs());
+    assert_eq!(desk.transcript(), "out b with 1", "the hour of draining would be longer than the wait");
+    desk.pass(1);
+    desk.finish("b");
+    desk.pass(1);
+    desk.finish("a");
+    assert_eq!(desk.transcript(), "in a\ndispatch 1 after 298s (1s)");
+}
+
+#[test]
+fn two_that_keep_streams_take_turns_of_their_least_residency() {
+    let both = || vec![model("a", 60).keeping_streams(), model("b", 60).keeping_streams()];
+    let mut desk = Desk::booted(both());
+    let (first, second) = (desk.request("b"), desk.request("a"));
+    let mut turns = Vec::new();
+    for _ in 0..2_000 {
+        desk.pass(1);
+        let moves: Vec<&str> = ["a", "b"].into_iter().filter(|name| desk.state(name).is_moving()).collect();
+        for name in moves {
+            let came_in = desk.state(name) == State::SwappingIn;
+            desk.finish(name);
+            came_in.then(|| turns.push((name, desk.now)));
+        }
+    }
+    assert!(turns.len() > 20, "neither is forgotten: {turns:?}");
+    for pair in turns.windows(2) {
+        assert_ne!(pair[0].0, pair[1].0);
+        let turn = pair[1].1.since(pair[0].1);
+        let longest = bounds().patience + bounds().drain_limit + Duration::from_secs(4);
+        assert!(turn >= bounds().min_resident && turn <= longest, "{turn:?}");
+    }
+    desk.release(first);
+    desk.release(second);
+}

@@ -12,6 +12,10 @@ pub(super) enum Action {
     Arrive(usize),
     Cancel(usize),
     Release(usize),
+    /// The chosen start has answered; its trial begins.
+    Answered(usize),
+    /// The chosen model's weights have been read.
+    Warmed(usize),
     /// The chosen move ends so.
     Answer(usize, Outcome),
     Die(usize),
@@ -60,6 +64,12 @@ struct Engine {
     /// How many processes there have been.
     life: u32,
     resident_since: Moment,
+    /// Its start has answered.
+    answered: bool,
+    /// Its weights are being read.
+    reading: bool,
+    /// Its streams have been paused since then.
+    paused: Option<Moment>,
     /// Closed to new requests since then.
     closed: Option<Moment>,
 }
@@ -67,7 +77,7 @@ struct Engine {
 impl Engine {
     /// Nothing of the process is left.
     fn end(&mut self) {
-        *self = Engine { life: self.life + 1, ..Engine::default() };
+        *self = Engine { life: self.life + 1, reading: self.reading, ..Engine::default() };
     }
 }
 
@@ -88,6 +98,8 @@ pub(super) struct World {
     next: u64,
     /// Longest wait of a request that was served.
     pub(super) longest: Duration,
+    /// Longest time that streams were paused before their engine answered again.
+    pub(super) longest_pause: Duration,
     /// Everything that was told and asked, to be replayed.
     pub(super) journal: Vec<(Moment, Event, Vec<Effect>)>,
 }
@@ -110,6 +122,7 @@ impl World {
             draining: false,
             next: 0,
             longest: Duration::ZERO,
+            longest_pause: Duration::ZERO,
             journal: Vec::new(),
         };
         world.tell(Event::Boot);
@@ -135,6 +148,21 @@ impl World {
                 if let Some(request) = nth(self.leased.keys(), at) {
                     self.leased.remove(&request);
                     self.tell(Event::Released { request });
+                }
+            }
+            Action::Answered(at) => {
+                let measuring: Vec<ModelId> =
+                    self.moving().into_iter().filter(|model| self.is_measuring(*model)).collect();
+                if let Some(model) = nth(measuring.iter(), at) {
+                    self.engines[model.index()].answered = true;
+                    self.tell(Event::Answered { model });
+                }
+            }
+            Action::Warmed(at) => {
+                let reading: Vec<ModelId> = self.reading();
+                if let Some(model) = nth(reading.iter(), at) {
+                    self.engines[model.index()].reading = false;
+                    self.tell(Event::Warmed { model });
                 }
             }
             Action::Answer(at, outcome) => {
@@ -189,7 +217,9 @@ impl World {
     /// Everything goes well from now on until nothing is left to do.
     pub(super) fn calm_down(&mut self) {
         for _ in 0..2_000 {
-            if let Some(model) = self.moving().first() {
+            if !self.reading().is_empty() {
+                self.act(&Action::Warmed(0));
+            } else if let Some(model) = self.moving().first() {
                 self.now = self.now + Duration::from_millis(100);
                 self.answer(*model, Outcome::Done);
             } else if !self.leased.is_empty() {
@@ -202,6 +232,34 @@ impl World {
         }
         let last = &self.journal[self.journal.len() - 12..];
         panic!("it never calms down: {last:#?}");
+    }
+
+    fn reading(&self) -> Vec<ModelId> {
+        let all = (0..self.engines.len()).map(|at| ModelId(at as u32));
+        all.filter(|model| self.engines[model.index()].reading).collect()
+    }
+
+    /// Whether it is sizing itself by what is free on its GPUs.
+    fn is_measuring(&self, model: ModelId) -> bool {
+        let engine = &self.engines[model.index()];
+        self.specs[model.index()].measures && engine.moving == Some(Move::Start) && !engine.answered
+    }
+
+    /// Nothing begins beside an engine that measures, and none begins to measure beside a move.
+    fn listen_for_noise(&self, model: ModelId, moving: Move) {
+        let (spec, engine) = (&self.specs[model.index()], &self.engines[model.index()]);
+        let silent = moving == Move::Stop && engine.holds.gpu.iter().all(|bytes| bytes.0 == 0);
+        for at in (0..self.engines.len()).filter(|at| *at != model.index() && !silent) {
+            let (other, its) = (&self.specs[at], &self.engines[at]);
+            if !other.gpus.iter().any(|gpu| spec.gpus.contains(gpu)) {
+                continue;
+            }
+            assert!(!self.is_measuring(ModelId(at as u32)), "{moving:?} of {model:?} beside a start");
+            let loud = its
+                .moving
+                .is_some_and(|moving| moving != Move::Stop || its.holds.gpu.iter().any(|bytes| bytes.0 > 0));
+            assert!(!(loud && spec.measures && moving == Move::Start), "{model:?} starts beside a move");
+        }
     }
 
     /// Requests on the engine that runs now.
@@ -255,6 +313,8 @@ impl World {
                 Event::StartFailed { model, fault: fault(retry) }
             }
             (Move::In, Outcome::Done | Outcome::Measured(_)) => {
+                let paused = engine.paused.take().map(|since| self.now.since(since));
+                self.longest_pause = self.longest_pause.max(paused.unwrap_or_default());
                 (engine.up, engine.resident_since) = (true, self.now);
                 engine.holds = measure.resident.clone();
                 Event::SwappedIn { model, measure }
@@ -303,6 +363,11 @@ impl World {
     fn judge(&mut self, event: Event, effects: Vec<Effect>) {
         self.scheduler.check_invariants().unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
         for effect in &effects {
+            if let Effect::Warm { model } = effect
+                && !effects.contains(&Effect::Start { model: *model })
+            {
+                assert_eq!(self.reading(), [], "two are read ahead at once");
+            }
             self.carry_out(effect);
         }
         self.journal.push((self.now, event, effects));
@@ -316,6 +381,13 @@ impl World {
 
     fn carry_out(&mut self, effect: &Effect) {
         match *effect {
+            Effect::Warm { model } => {
+                let room = self.capacity.host.max(self.first_capacity.host);
+                assert!(self.specs[model.index()].weights <= room, "more is read than there is memory");
+                let engine = &mut self.engines[model.index()];
+                assert!(!engine.reading && engine.moving.is_none(), "read twice, or too late");
+                engine.reading = true;
+            }
             Effect::Start { model } => {
                 let next = self.specs[model.index()].starting.max(&self.scheduler.view(model).resident);
                 self.begin(model, Move::Start, next);
@@ -357,17 +429,23 @@ impl World {
         assert_eq!(leases, in_flight as usize);
         if in_flight > 0 {
             assert!(spec.keeps_streams, "its streams would be lost");
-            let closed = engine.closed.expect("it was closed first");
-            assert!(self.now.since(closed) >= kit::bounds().drain_limit, "not drained for long enough");
+            let resident = self.now.since(engine.resident_since);
+            let drained =
+                engine.closed.is_some_and(|closed| self.now.since(closed) >= kit::bounds().drain_limit);
+            let in_time = resident >= kit::bounds().min_resident && self.somebody_loses_hope(model);
+            assert!(drained || in_time, "not drained for long enough");
         }
         let next = self.scheduler.view(model).out.max(&engine.holds);
         self.begin(model, Move::Out, next);
-        self.engines[model.index()].up = false;
+        let engine = &mut self.engines[model.index()];
+        engine.up = false;
+        engine.paused = (in_flight > 0).then_some(self.now);
     }
 
     /// A move begins. What it takes more is there.
     fn begin(&mut self, model: ModelId, moving: Move, next: Footprint) {
         assert!(!self.draining || moving == Move::Stop, "a swap began though the run is ending");
+        self.listen_for_noise(model, moving);
         let engine = &mut self.engines[model.index()];
         assert_eq!(engine.moving, None, "two moves at once");
         let grows = next.minus(&engine.holds);
@@ -384,6 +462,13 @@ impl World {
         let asked = self.asks.values().map(|(other, _)| *other);
         let paused = self.leased.values().map(|(other, _)| *other);
         waiting.chain(asked).chain(paused).any(|other| other != model)
+    }
+
+    /// Whether somebody waits for another model and has most of the longest wait behind him.
+    fn somebody_loses_hope(&self, model: ModelId) -> bool {
+        let old = |since: Moment| self.now.since(since) * 2 >= kit::bounds().max_wait;
+        let asked = self.asks.values().any(|(other, _)| *other != model);
+        asked || self.waiting.values().any(|(other, arrived)| *other != model && old(*arrived))
     }
 
     /// A busy engine is closed only by its rule.
