@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpu_bench::{Bench, spawner};
+use software_gpu::config::{Gpu, Machine};
 use software_gpu::record::State;
 use swapserve::config::{self, ModelPlan, Preset};
 use swapserve::engine::{Cookie, Engine, EngineEnv};
@@ -302,6 +303,29 @@ async fn the_trial_says_why_not_and_loses_nobody() {
         let reason = swapper.crossed().iter().find(|(kind, _)| *kind == MechanismKind::Checkpoint);
         assert!(word.is_empty() || reason.is_some_and(|(_, text)| text.contains(word)), "{kind}: {reason:?}");
         assert_eq!(case.engine.pid(), root, "{kind}: it was lost");
+        case.intact().await;
+    }
+}
+
+/// A restore of four seconds against a start of a fraction of one.
+#[tokio::test]
+async fn a_swap_in_that_is_much_slower_than_a_start_is_not_chosen_unless_it_is_named() {
+    if gpu_bench::real() {
+        return;
+    }
+    let gpu = Gpu { bytes: 1 << 30, node: None };
+    let bench = Bench::on(Machine { gpus: vec![gpu], in_mib_s: 8, ..Machine::default() });
+    for (config, chosen) in
+        [("", MechanismKind::Restart), ("swap = \"checkpoint\"", MechanismKind::Checkpoint)]
+    {
+        let mut case = Case::start(&bench, &["--weights", "32MiB"], config).await;
+        let root = case.engine.pid();
+        let mut swapper = Swapper::new(&case.engine.plan, &case.deps());
+        let trial = swapper.trial(&mut case.engine).await.unwrap();
+        assert_eq!(trial.chosen, chosen, "{:?}", swapper.crossed());
+        let reason = swapper.crossed().iter().find(|(kind, _)| *kind == MechanismKind::Checkpoint);
+        assert_eq!(reason.is_some_and(|(_, text)| text.starts_with("it works, but")), config.is_empty());
+        assert_eq!(case.engine.pid(), root);
         case.intact().await;
     }
 }

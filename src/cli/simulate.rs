@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::{self, ModelPlan, Plan},
-    daemon::specs::{self, Resources},
+    daemon::specs::{self, Resources, StartFacts},
     engine::Weights,
     scheduler::{Bounds, Scheduler, Setup},
     sim::{self, Call, Costs, Plain, Victim},
@@ -75,18 +75,19 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     resources.pool = specs::pool(plan, &resources);
     let capacity = specs::capacity(plan, &resources);
     let gpus = specs::assign_gpus(plan, &totals);
-    let models = specs::specs(plan, &gpus, &weights(plan), &capacity);
+    let models = specs::specs(plan, &gpus, &starts(plan), &capacity);
     Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) }
 }
 
-/// Bytes of each model's weights: as they lie here, or most of what a GPU engine takes.
-fn weights(plan: &Plan) -> Vec<Bytes> {
-    let share = |model: &ModelPlan| {
+/// Weights as they lie here, or most of what a GPU engine takes.
+fn starts(plan: &Plan) -> Vec<StartFacts> {
+    let start = |model: &ModelPlan| {
         let takes = model.gpu_memory.unwrap_or_default().0 * u64::from(model.gpus);
-        Bytes(takes / 10 * 6)
+        let found = Weights::find(model).bytes();
+        let weights = if found > Bytes(0) { found } else { Bytes(takes / 10 * 6) };
+        StartFacts { weights, measures: model.gpus > 0 }
     };
-    let found = plan.models.iter().map(|model| (Weights::find(model).bytes(), share(model)));
-    found.map(|(found, share)| if found > Bytes(0) { found } else { share }).collect()
+    plan.models.iter().map(start).collect()
 }
 
 fn simulate(plan: &Plan, setup: &Setup, calls: &[Call]) -> Simulated {

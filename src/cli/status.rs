@@ -57,6 +57,12 @@ impl Report for RunStatus {
             let line = format!("{}: {}", model.name, phases(model));
             writeln!(out, "{}", if under_way { line } else { style.dim(&line) })?;
         }
+        for model in &self.models {
+            for (mechanism, reason) in &model.crossed {
+                let reason = reason.lines().next().unwrap_or_default();
+                writeln!(out, "{}", style.dim(&format!("{}: not {mechanism}: {reason}", model.name)))?;
+            }
+        }
         for model in self.models.iter().filter(|m| !m.note.is_empty()) {
             writeln!(out, "\n{}: {}", style.bold(&model.name), model.note)?;
         }

@@ -194,9 +194,9 @@ impl Session {
             None => None,
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
-        let Wiring { gpus, prepared, weights } =
+        let Wiring { gpus, prepared, starts } =
             wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, options.trial)?;
-        let models = specs::specs(&plan, &gpus, &weights, &capacity);
+        let models = specs::specs(&plan, &gpus, &starts, &capacity);
         let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {
             journal.setup(&setup);

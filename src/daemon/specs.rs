@@ -164,16 +164,28 @@ pub fn assign_gpus(plan: &Plan, totals: &[Bytes]) -> Vec<SmallVec<[usize; 8]>> {
     plan.models.iter().map(&mut assign).collect()
 }
 
-/// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on, `weights[i]` the bytes of its files where known.
+/// What is known of an engine's start before it begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartFacts {
+    /// Bytes of the files that it reads, as far as they are known.
+    pub weights: Bytes,
+    /// Whether it looks at what its GPUs have free.
+    pub measures: bool,
+}
+
+/// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on, `starts[i]` is what is known of its start.
 pub fn specs(
     plan: &Plan,
     gpus: &[SmallVec<[usize; 8]>],
-    weights: &[Bytes],
+    starts: &[StartFacts],
     capacity: &Footprint,
 ) -> Vec<ModelSpec> {
-    let all = plan.models.iter().zip(gpus).zip(weights);
-    all.map(|((model, gpus), weights)| ModelSpec { weights: *weights, ..spec(model, gpus, capacity) })
-        .collect()
+    let all = plan.models.iter().zip(gpus).zip(starts);
+    all.map(|((model, gpus), start)| {
+        let StartFacts { weights, measures } = *start;
+        ModelSpec { weights, measures, ..spec(model, gpus, capacity) }
+    })
+    .collect()
 }
 
 fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
@@ -211,7 +223,7 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         keeps_streams: model.swap.first().is_some_and(|first| first.keeps_streams()),
         idle_ttl: model.idle_ttl,
         restart: RestartPolicy::default(),
-        measures: !gpus.is_empty(),
+        measures: false,
         weights: Bytes(0),
     }
 }

@@ -4,13 +4,14 @@ use super::{
     gpus::JobGpus,
     parking::ParkPlace,
     report::{Order, Report},
-    specs,
+    specs::{self, StartFacts},
     timeline::Timeline,
     worker::Worker,
 };
 use crate::{
     config::Plan,
     engine::{Cookie, Engine, EngineEnv, Weights},
+    gpu::park::setup::BUDGET_VARIABLE,
     job::{Job, RunDir},
     process::Spawner,
     swap::{Deps, MemoryProbe, NoGpus, Swapper},
@@ -18,7 +19,11 @@ use crate::{
     units::{Bytes, ModelId},
 };
 use smallvec::SmallVec;
-use std::{collections::BTreeMap, ffi::OsString, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    sync::Arc,
+};
 use tokio::sync::{mpsc, watch};
 
 /// The variable that marks every process of a run.
@@ -38,8 +43,8 @@ pub struct Wiring {
     pub gpus: Vec<SmallVec<[usize; 8]>>,
     /// One a model, not working yet.
     pub prepared: Vec<Prepared>,
-    /// Bytes of each model's weight files, as far as they are known.
-    pub weights: Vec<Bytes>,
+    /// What is known of each model's start.
+    pub starts: Vec<StartFacts>,
 }
 
 /// A worker to be.
@@ -53,6 +58,13 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// An engine that is given a budget of its own sees nothing of what others do on its GPUs.
+    fn start_facts(&self) -> StartFacts {
+        let env = &self.engine.env;
+        let has_budget = env.extra.contains_key(OsStr::new(BUDGET_VARIABLE));
+        StartFacts { weights: self.weights.bytes(), measures: !env.gpus.is_empty() && !has_budget }
+    }
+
     /// Puts it to work.
     pub fn worker(
         self,
@@ -128,7 +140,7 @@ pub fn wire(
         Prepared { model: ModelId(at as u32), engine, swapper, placement, trial, weights }
     });
     let prepared: Vec<Prepared> = prepared.collect();
-    Ok(Wiring { weights: prepared.iter().map(|one| one.weights.bytes()).collect(), prepared, gpus })
+    Ok(Wiring { starts: prepared.iter().map(Prepared::start_facts).collect(), prepared, gpus })
 }
 
 /// What of the machine the job may use. Its memory nodes are those of its cores.

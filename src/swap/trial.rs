@@ -3,6 +3,9 @@
 //! For each rung in order: does it suit → swap out → is the memory free → swap in → is the greedy answer the same. The
 //! first that passes is used; each one before it is crossed out with its reason. A rung that loses the engine costs
 //! another start. `restart` passes unexercised: the start that led here was its trial, and another would only cost time.
+//!
+//! Under `auto` a rung that works is crossed out all the same where a start is much quicker ([`Start::is_better_than`]):
+//! a small model on an engine that starts in half a second is not worth a driver's checkpoint of two.
 
 use super::{Swapper, memory};
 use crate::{
@@ -16,6 +19,36 @@ use std::time::{Duration, Instant};
 const TOKENS: u32 = 8;
 /// How long one such answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// A swap-in may take so many times as long as a start before the engine is rather started: it brings the KV cache and
+/// the prefix cache back, and open streams survive it.
+const WORTH: u32 = 2;
+/// A difference that nobody notices.
+const UNNOTICED: Duration = Duration::from_millis(250);
+
+/// How long the engine's own start took, from launch to first answer; nothing if `restart` may not be chosen for it.
+#[derive(Clone, Copy)]
+struct Start(Option<Duration>);
+
+impl Start {
+    /// Of the engine that has just been started.
+    fn of(engine: &Engine) -> Self {
+        let plan = &engine.plan;
+        let may = plan.swap_auto && plan.swap.contains(&MechanismKind::Restart);
+        Start(engine.running().filter(|_| may).map(|running| running.started.elapsed()))
+    }
+
+    /// Whether a swap-in that took so long is so much slower that the engine is rather started, and why in words.
+    fn is_better_than(self, swap_in: Duration) -> Option<String> {
+        let start = self.0.filter(|start| swap_in > *start * WORTH && swap_in - *start > UNNOTICED)?;
+        Some(format!(
+            "it works, but its swap-in takes {:.1} s and a start of this engine {:.1} s; name it in `swap` to use it all the \
+             same: it keeps the KV cache",
+            swap_in.as_secs_f64(),
+            start.as_secs_f64()
+        ))
+    }
+}
 
 /// What a trial found.
 #[derive(Clone, Debug)]
@@ -56,6 +89,7 @@ impl Swapper {
     /// [`TrialError`]; the engine may be gone then.
     pub async fn trial(&mut self, engine: &mut Engine) -> Result<Trial, TrialError> {
         let begun = Instant::now();
+        let mut start = Start::of(engine);
         self.forget();
         self.resident = memory::resident(engine, &*self.gpus).await;
         self.out = Footprint::default();
@@ -67,6 +101,10 @@ impl Swapper {
             }
             let setback = match self.exercise(at, engine, &reference).await {
                 Ok(measure) => {
+                    if let Some(reason) = start.is_better_than(measure.took) {
+                        self.cross_out(at, reason);
+                        continue;
+                    }
                     self.settle_on(at);
                     let SwapMeasure { took, moved, phases, .. } = measure;
                     let measure = SwapMeasure { took, moved, phases, ..self.measure() };
@@ -80,6 +118,7 @@ impl Swapper {
             if setback.harmed || reference.check(engine).await.is_err() {
                 engine.stop().await.map_err(|error| lost(mechanism, LaunchError::Leftover(error)))?;
                 engine.launch(&|_| {}).await.map_err(|error| lost(mechanism, error))?;
+                start = Start::of(engine);
                 self.forget();
             }
         }
@@ -192,4 +231,20 @@ fn reasons(crossed: &[(MechanismKind, String)]) -> String {
         return "its swap list is empty".to_owned();
     }
     crossed.iter().map(|(kind, reason)| format!("{kind}: {reason}")).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_has_to_be_much_quicker() {
+        let start = |ms| Start(Some(Duration::from_millis(ms)));
+        let ms = Duration::from_millis;
+        assert!(start(500).is_better_than(ms(1900)).is_some(), "llama.cpp with a small model");
+        assert!(start(500).is_better_than(ms(1000)).is_none(), "its caches are worth that");
+        assert!(start(50).is_better_than(ms(290)).is_none(), "nobody notices");
+        assert!(start(120_000).is_better_than(ms(8000)).is_none(), "vLLM");
+        assert!(Start(None).is_better_than(ms(9000)).is_none(), "restart may not be chosen");
+    }
 }
