@@ -4,6 +4,10 @@
 #[path = "../gpu_bench/mod.rs"]
 mod gpu_bench;
 
+mod allocations;
 mod cannot;
+mod concurrent;
+mod forks;
 mod garage;
 mod moves;
+mod script;

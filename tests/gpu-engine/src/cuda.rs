@@ -1,6 +1,8 @@
 //! The driver's functions that this engine uses, from `libcuda.so.1`.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+
+use crate::driver_functions;
 
 macro_rules! functions {
     ($($name:ident($($kind:ty),*);)*) => {
@@ -10,12 +12,13 @@ macro_rules! functions {
         pub struct Cuda { $(pub $name: Option<unsafe extern "C" fn($($kind),*) -> c_int>,)* }
 
         impl Cuda {
-            fn look_up(library: *mut c_void) -> Self {
-                // SAFETY: each name is looked up in a loaded library with the signature of the driver's manual;
-                // a null address is None for an optional function pointer.
+            fn look_up(find: impl Fn(&CStr) -> *const c_void) -> Self {
+                let find = |name: &'static str| find(CStr::from_bytes_with_nul(name.as_bytes()).expect("a zero at its end"));
+                // SAFETY: each name is looked up with the signature of the driver's manual; a null address is None for
+                // an optional function pointer.
                 unsafe {
-                    Self { $($name: std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn($($kind),*) -> c_int>>(
-                        libc::dlsym(library, concat!(stringify!($name), "\0").as_ptr().cast()),
+                    Self { $($name: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn($($kind),*) -> c_int>>(
+                        find(concat!(stringify!($name), "\0")),
                     ),)* }
                 }
             }
@@ -23,29 +26,7 @@ macro_rules! functions {
     };
 }
 
-functions! {
-    cuInit(c_uint);
-    cuGetErrorName(c_int, *mut *const c_char);
-    cuDeviceGet(*mut c_int, c_int);
-    cuDevicePrimaryCtxRetain(*mut *mut c_void, c_int);
-    cuCtxSetCurrent(*mut c_void);
-    cuCtxSynchronize();
-    cuMemAlloc_v2(*mut u64, usize);
-    cuMemAllocManaged(*mut u64, usize, c_uint);
-    cuMemFree_v2(u64);
-    cuMemsetD32_v2(u64, c_uint, usize);
-    cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
-    cuMemcpyHtoD_v2(u64, *const c_void, usize);
-    cuMemcpyDtoH_v2(*mut c_void, u64, usize);
-    cuMemCreate(*mut u64, usize, *const AllocationProperties, u64);
-    cuMemAddressReserve(*mut u64, usize, usize, u64, u64);
-    cuMemMap(u64, usize, usize, u64, u64);
-    cuMemSetAccess(u64, usize, *const Access, usize);
-    cuMemExportToShareableHandle(*mut c_int, u64, c_int, u64);
-    cuMemImportFromShareableHandle(*mut u64, *mut c_void, c_int);
-    cuIpcGetMemHandle(*mut [u8; 64], u64);
-    cuIpcOpenMemHandle_v2(*mut u64, [u8; 64], c_uint);
-}
+driver_functions!(functions);
 
 /// `CUmemLocation`: kind 1 is a device.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +45,18 @@ pub struct AllocationProperties {
     pub location: Location,
     pub win32: *mut c_void,
     pub flags: [u8; 8],
+}
+
+/// `CUmemPoolProps`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct PoolProperties {
+    pub kind: c_int,
+    pub handle_types: c_int,
+    pub location: Location,
+    pub win32: *mut c_void,
+    pub largest: usize,
+    pub reserved: [u8; 56],
 }
 
 /// `CUmemAccessDesc`.
@@ -87,14 +80,36 @@ macro_rules! cuda_call {
 }
 
 impl Cuda {
-    /// Loads the driver and calls `cuInit`.
-    pub fn load() -> Result<Self, String> {
+    /// Loads the driver, takes its functions' addresses as `reach` says, and calls `cuInit`.
+    pub fn load(reach: Reach) -> Result<Self, String> {
         // SAFETY: a constant C string; loading the driver runs its initialisers, as in every CUDA program.
         let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         if library.is_null() {
             return Err("libcuda.so.1 cannot be loaded".to_owned());
         }
-        let cuda = Self::look_up(library);
+        // SAFETY: a loaded library and a C string.
+        let dlsym = |name: &CStr| unsafe { libc::dlsym(library, name.as_ptr()) }.cast_const();
+        let cuda = match reach {
+            Reach::Dlsym => Self::look_up(dlsym),
+            Reach::Address => {
+                let find = dlsym(c"cuGetProcAddress");
+                Self::look_up(|name| proc_address(find, None, name))
+            }
+            Reach::AddressV2 => {
+                let find = dlsym(c"cuGetProcAddress_v2");
+                Self::look_up(|name| proc_address(find, Some(0), name))
+            }
+            Reach::Linked => {
+                let find = in_linked(c"linked_function", 0)?;
+                // SAFETY: takes a C string.
+                Self::look_up(|name| unsafe { find(name.as_ptr()) })
+            }
+            Reach::DeepBind => {
+                let find = in_linked(c"looked_up_function", libc::RTLD_DEEPBIND)?;
+                // SAFETY: takes a C string.
+                Self::look_up(|name| unsafe { find(name.as_ptr()) })
+            }
+        };
         cuda_call!(cuda, cuInit(0))?;
         Ok(cuda)
     }
@@ -121,4 +136,82 @@ impl Cuda {
         let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy());
         Err(format!("{name}: {} ({code})", text.as_deref().unwrap_or("unnamed")))
     }
+}
+
+/// How the driver's functions are found.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Reach {
+    /// `dlsym` in the driver's library.
+    #[default]
+    Dlsym,
+    /// `cuGetProcAddress`.
+    Address,
+    /// `cuGetProcAddress_v2`.
+    AddressV2,
+    /// A library that is linked to the driver.
+    Linked,
+    /// A library opened with `RTLD_DEEPBIND`, whose `dlsym` nothing can be put before.
+    DeepBind,
+}
+
+impl Reach {
+    /// By its name on the command line.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "dlsym" => Self::Dlsym,
+            "address" => Self::Address,
+            "address-v2" => Self::AddressV2,
+            "linked" => Self::Linked,
+            "deepbind" => Self::DeepBind,
+            _ => return None,
+        })
+    }
+}
+
+/// Asks `cuGetProcAddress` (or, with a `status`, its second version) for what CUDA 12.8 calls by that name.
+fn proc_address(find: *const c_void, status: Option<c_int>, name: &CStr) -> *const c_void {
+    type First = unsafe extern "C" fn(*const c_char, *mut *const c_void, c_int, u64) -> c_int;
+    type Second = unsafe extern "C" fn(*const c_char, *mut *const c_void, c_int, u64, *mut c_int) -> c_int;
+    const CUDA: c_int = 12080;
+    if find.is_null() {
+        return find;
+    }
+    let text = name.to_string_lossy();
+    let plain = CString::new(text.strip_suffix("_v2").unwrap_or(&text)).expect("no zero in a name");
+    let mut found = std::ptr::null();
+    // SAFETY: the address is that of the function with this signature; pointers are to live values.
+    unsafe {
+        match status {
+            None => {
+                std::mem::transmute::<*const c_void, First>(find)(plain.as_ptr(), &raw mut found, CUDA, 0)
+            }
+            Some(mut status) => std::mem::transmute::<*const c_void, Second>(find)(
+                plain.as_ptr(),
+                &raw mut found,
+                CUDA,
+                0,
+                &raw mut status,
+            ),
+        }
+    };
+    found
+}
+
+/// A function of the library beside this program.
+fn in_linked(
+    name: &CStr,
+    flags: c_int,
+) -> Result<unsafe extern "C" fn(*const c_char) -> *const c_void, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let path = program.with_file_name("libgpu_engine_linked.so");
+    let text = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+    // SAFETY: two C strings. The library has no initialisers of its own, and stays open.
+    let found = unsafe { libc::dlsym(libc::dlopen(text.as_ptr(), libc::RTLD_NOW | flags), name.as_ptr()) };
+    if found.is_null() {
+        return Err(format!("{} cannot be loaded", path.display()));
+    }
+    // SAFETY: the library's function of that name has this signature.
+    Ok(unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> *const c_void>(found)
+    })
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cuda::Cuda;
 use crate::memory::Held;
 use crate::options::Options;
+use crate::script::Script;
 use crate::workers::Workers;
 
 /// All that an answer depends on.
@@ -19,6 +20,7 @@ pub struct Engine {
     pub cuda: Cuda,
     pub held: Mutex<Held>,
     pub workers: Mutex<Workers>,
+    pub script: Script,
 }
 
 fn take<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,6 +94,7 @@ fn answer(
         ("POST", "/sleep") => done(take(&engine.held).sleep(&engine.cuda)),
         ("POST", "/wake_up") => done(take(&engine.held).wake(&engine.cuda)),
         ("GET", "/is_sleeping") => Ok(json!({"is_sleeping": take(&engine.held).asleep()})),
+        ("POST", "/do") => engine.script.step(&engine.cuda, body),
         ("POST", "/v1/completions" | "/v1/chat/completions") => {
             let chat = path.contains("chat");
             if body["stream"] == true {

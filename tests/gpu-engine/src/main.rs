@@ -12,11 +12,12 @@
 //! | `--managed` | the weights are managed memory (UVM) |
 //! | `--imported` | a worker imports 64 MiB that this process exports as a file descriptor |
 //! | `--ipc` | a worker maps 64 MiB that this process shares by a legacy IPC handle |
+//! | `--reach WAY` | how the driver's functions are found: `dlsym`, `address`, `address-v2`, `linked`, `deepbind` |
 //! | `--bus` | serves nothing: prints the speed of pinned copies as JSON and ends |
 //! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |
 //!
 //! Routes: `/health`, `/v1/models`, `/v1/completions`, `/v1/chat/completions` (also streamed), `/check` (every byte),
-//! `/sleep`, `/wake_up`, `/is_sleeping`.
+//! `/sleep`, `/wake_up`, `/is_sleeping`, and `/do` ([`script`]: one driver call after the other, as a test asks).
 
 #![allow(
     clippy::macro_metavars_in_unsafe,
@@ -25,9 +26,12 @@
 
 mod bus;
 mod cuda;
+mod functions;
+mod hammer;
 mod http;
 mod memory;
 mod options;
+mod script;
 mod shared;
 mod workers;
 
@@ -42,7 +46,7 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let options = options::Options::from_arguments(std::env::args().skip(1))?;
-    let cuda = cuda::Cuda::load()?;
+    let cuda = cuda::Cuda::load(options.reach)?;
     cuda.use_device(0)?;
     if options.bus {
         return bus::measure(&cuda);
@@ -58,6 +62,7 @@ fn run() -> Result<(), String> {
     if options.worker {
         return workers::wait_for_parent(&cuda, &held);
     }
-    let engine = http::Engine { options, cuda, held: Mutex::new(held), workers: Mutex::new(workers) };
+    let script = script::Script::default();
+    let engine = http::Engine { options, cuda, held: Mutex::new(held), workers: Mutex::new(workers), script };
     http::serve(&Arc::new(engine))
 }

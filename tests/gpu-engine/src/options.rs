@@ -1,5 +1,7 @@
 //! The command line.
 
+use crate::cuda::Reach;
+
 /// What the engine is to hold and where it listens.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -23,6 +25,8 @@ pub struct Options {
     pub print_maps: bool,
     /// Measure the bus and end.
     pub bus: bool,
+    /// How the driver's functions are found.
+    pub reach: Reach,
     /// This process is a worker.
     pub worker: bool,
     /// In a worker: the descriptor to import.
@@ -51,6 +55,10 @@ impl Options {
                 "--bus" => options.bus = true,
                 // What vLLM is given; this engine always can.
                 "--enable-sleep-mode" => {}
+                "--reach" => {
+                    let name = value()?;
+                    options.reach = Reach::named(&name).ok_or(format!("no way to the driver: {name}"))?;
+                }
                 "--worker" => options.worker = true,
                 "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
                 "--import-handle" => options.import_handle = Some(value()?),

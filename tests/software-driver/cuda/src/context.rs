@@ -166,5 +166,8 @@ driver_api! {
 
     open fn cuCtxGetDevice(device: *mut c_int) { put(device, current_ordinal()?) }
 
-    gated fn cuCtxSynchronize() { current_ordinal().map(|_| ()) }
+    gated fn cuCtxSynchronize() {
+        current_ordinal()?;
+        crate::graph::break_captures()
+    }
 }

@@ -7,7 +7,8 @@
 //! | `error` | result codes, their names |
 //! | `init`, `device`, `context`, `memory` | the plain driver API |
 //! | `vmm` | physical memory, address ranges, mappings, shareable handles |
-//! | `stream`, `module` | streams, events, kernels |
+//! | `pool` | stream-ordered allocations and their pools |
+//! | `stream`, `module`, `graph` | streams, events, kernels, captured graphs |
 //! | `checkpoint` | `cuCheckpointProcess*` |
 //! | `lookup` | `cuGetProcAddress` over every module's `SYMBOLS` |
 //!
@@ -24,10 +25,12 @@ mod checkpoint;
 mod context;
 mod device;
 mod error;
+mod graph;
 mod init;
 mod lookup;
 mod memory;
 mod module;
+mod pool;
 mod session;
 mod stream;
 mod vmm;

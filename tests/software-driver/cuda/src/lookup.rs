@@ -14,6 +14,8 @@ static TABLES: &[&[Symbol]] = &[
     crate::vmm::SYMBOLS,
     crate::stream::SYMBOLS,
     crate::module::SYMBOLS,
+    crate::pool::SYMBOLS,
+    crate::graph::SYMBOLS,
     crate::checkpoint::SYMBOLS,
     SYMBOLS,
 ];

@@ -26,7 +26,7 @@ fn with<T>(action: impl FnOnce(&mut BTreeMap<u64, Allocation>) -> T) -> T {
     action(&mut ALLOCATIONS.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-fn allocate(out: *mut u64, bytes: usize, managed: bool) -> Outcome {
+pub(crate) fn allocate(out: *mut u64, bytes: usize, managed: bool) -> Outcome {
     if bytes == 0 {
         return Err(Error::INVALID_VALUE);
     }
@@ -58,7 +58,7 @@ fn allocate(out: *mut u64, bytes: usize, managed: bool) -> Outcome {
     put(out, address as u64)
 }
 
-fn free(pointer: u64) -> Outcome {
+pub(crate) fn free(pointer: u64) -> Outcome {
     if pointer == 0 {
         return Ok(());
     }
@@ -101,6 +101,18 @@ driver_api! {
     }
 
     gated fn cuMemAlloc_v2(out: *mut u64, bytes: usize) { allocate(out, bytes, false) }
+
+    gated fn cuMemAllocPitch_v2(
+        out: *mut u64,
+        pitch: *mut usize,
+        width: usize,
+        height: usize,
+        _element: c_uint,
+    ) {
+        let row = width.next_multiple_of(512);
+        put(pitch, row)?;
+        allocate(out, row * height, false)
+    }
 
     gated fn cuMemAllocManaged(out: *mut u64, bytes: usize, _flags: c_uint) { allocate(out, bytes, true) }
 

@@ -14,30 +14,26 @@ use crate::error::{Error, Outcome};
 #[path = "../../../../src/gpu/digest/reference.rs"]
 mod reference;
 
-/// Kernels by name; the handle of entry `n` is `n + 1`.
-const KERNELS: &[(&CStr, Kernel)] = &[(c"swapserve_digest", digest), (c"add_one", add_one)];
+/// Kernels by name, with how many parameters they have; the handle of entry `n` is `n + 1`.
+const KERNELS: &[(&CStr, usize, Kernel)] = &[(c"swapserve_digest", 4, digest), (c"add_one", 2, add_one)];
 
 /// Handle of the one module there is.
 const MODULE: usize = 0x700;
 
-/// Does a kernel's work for a grid of that many thread blocks.
-type Kernel = fn(grid: usize, parameters: &Parameters) -> Outcome;
+/// Does a kernel's work for a grid of that many thread blocks; every parameter here has 64 bits.
+type Kernel = fn(grid: usize, parameters: &[u64]) -> Outcome;
 
-/// The array of pointers to parameters that a launch gives.
-#[derive(Debug)]
-struct Parameters(*const *const c_void);
-
-impl Parameters {
-    /// Parameter number `at`; every one here has 64 bits.
-    fn word(&self, at: usize) -> u64 {
-        // SAFETY: the launch's contract: as many pointers as the kernel has parameters, each to its value.
-        unsafe { (*self.0.add(at)).cast::<u64>().read_unaligned() }
-    }
+/// A kernel with what it is to work on.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    kernel: Kernel,
+    grid: usize,
+    parameters: Vec<u64>,
 }
 
-fn digest(grid: usize, parameters: &Parameters) -> Outcome {
-    let (base, out) = (parameters.word(0), parameters.word(1));
-    let key = [parameters.word(2), parameters.word(3)];
+fn digest(grid: usize, parameters: &[u64]) -> Outcome {
+    let &[base, out, low, high] = parameters else { return Err(Error::INVALID_VALUE) };
+    let key = [low, high];
     for block in 0..grid {
         let address = base + (block * reference::BLOCK) as u64;
         // SAFETY: device addresses are addresses of this process, mapped or the program is at fault.
@@ -49,22 +45,35 @@ fn digest(grid: usize, parameters: &Parameters) -> Outcome {
     Ok(())
 }
 
-fn add_one(_grid: usize, parameters: &Parameters) -> Outcome {
-    let (base, count) = (parameters.word(0), parameters.word(1) as usize);
+fn add_one(_grid: usize, parameters: &[u64]) -> Outcome {
+    let &[base, count] = parameters else { return Err(Error::INVALID_VALUE) };
     // SAFETY: the program owns that many words of its device memory.
-    let words = unsafe { std::slice::from_raw_parts_mut(base as *mut u32, count) };
+    let words = unsafe { std::slice::from_raw_parts_mut(base as *mut u32, count as usize) };
     words.iter_mut().for_each(|word| *word = word.wrapping_add(1));
     Ok(())
 }
 
-fn launch(function: *mut c_void, grid: usize, parameters: *const *const c_void) -> Outcome {
+/// Does a launch's work.
+pub(crate) fn launch_now(launch: &Launch) -> Outcome {
+    (launch.kernel)(launch.grid, &launch.parameters)
+}
+
+fn launch(
+    function: *mut c_void,
+    grid: usize,
+    stream: *mut c_void,
+    parameters: *const *const c_void,
+) -> Outcome {
     current_gpu()?;
     let kernel = (function as usize).checked_sub(1).and_then(|at| KERNELS.get(at));
-    let (_, kernel) = kernel.ok_or(Error::INVALID_HANDLE)?;
+    let &(_, count, kernel) = kernel.ok_or(Error::INVALID_HANDLE)?;
     if parameters.is_null() || grid == 0 {
         return Err(Error::INVALID_VALUE);
     }
-    kernel(grid, &Parameters(parameters))
+    // SAFETY: the launch's contract: as many pointers as the kernel has parameters, each to its value.
+    let word = |at| unsafe { (*parameters.add(at)).cast::<u64>().read_unaligned() };
+    let launch = Launch { kernel, grid, parameters: (0..count).map(word).collect() };
+    crate::graph::captured(stream, &launch).unwrap_or_else(|| launch_now(&launch))
 }
 
 driver_api! {
@@ -97,10 +106,10 @@ driver_api! {
         _block_y: c_uint,
         _block_z: c_uint,
         _shared: c_uint,
-        _stream: *mut c_void,
+        stream: *mut c_void,
         parameters: *const *const c_void,
         _extra: *const *const c_void,
     ) {
-        launch(function, grid_x as usize, parameters)
+        launch(function, grid_x as usize, stream, parameters)
     }
 }

@@ -40,7 +40,7 @@ driver_api! {
 
     gated fn cuStreamWaitEvent(_stream: Handle, _event: Handle, _flags: c_uint) { Ok(()) }
 
-    open fn cuStreamIsCapturing(_stream: Handle, status: *mut c_int) { put(status, 0) }
+    open fn cuStreamIsCapturing(stream: Handle, status: *mut c_int) { put(status, crate::graph::status(stream)) }
 
     gated fn cuEventCreate(out: *mut Handle, _flags: c_uint) { fresh(out) }
 

@@ -5,6 +5,7 @@
 //! ```text
 //! cuMemAlloc_v2 error=2 times=1                  # the next allocation of any process: out of memory
 //! cuCheckpointProcessLock delay=250 target=4711  # milliseconds, whenever process 4711 is locked
+//! cuMemUnmap error=1 after=3 times=1            # the fourth
 //! cuCheckpointProcessRestore hang
 //! cuCheckpointProcessCheckpoint crash pid=99     # process 99 is killed as it makes the call
 //! cuCheckpointProcessCheckpoint kill-target      # the process that is checkpointed is killed
@@ -33,6 +34,7 @@ struct Fault<'a> {
     call: &'a str,
     action: Action,
     times: Option<u32>,
+    after: Option<u32>,
     pid: Option<i32>,
     target: Option<i32>,
 }
@@ -41,7 +43,8 @@ impl<'a> Fault<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut words = line.split('#').next()?.split_whitespace();
         let call = words.next()?;
-        let mut fault = Self { call, action: Action::Hang, times: None, pid: None, target: None };
+        let mut fault =
+            Self { call, action: Action::Hang, times: None, after: None, pid: None, target: None };
         for word in words {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             match key {
@@ -51,6 +54,7 @@ impl<'a> Fault<'a> {
                 "crash" => fault.action = Action::Crash,
                 "kill-target" => fault.action = Action::KillTarget,
                 "times" => fault.times = Some(value.parse().ok()?),
+                "after" => fault.after = Some(value.parse().ok()?),
                 "pid" => fault.pid = Some(value.parse().ok()?),
                 "target" => fault.target = Some(value.parse().ok()?),
                 _ => return None,
@@ -76,15 +80,21 @@ pub fn strike(directory: &Path, call: &str, pid: i32, target: Option<i32>) -> Op
         .lines()
         .filter_map(|line| Some((line, Fault::parse(line)?)))
         .find(|(_, fault)| fault.strikes(call, pid, target))?;
-    if let Some(times) = fault.times {
-        let counted = line.replace(&format!("times={times}"), &format!("times={}", times - 1));
+    let waits = fault.after.filter(|after| *after > 0);
+    let counted = match (waits, fault.times) {
+        (Some(after), _) => Some(("after", after)),
+        (None, Some(times)) => Some(("times", times)),
+        (None, None) => None,
+    };
+    if let Some((key, count)) = counted {
+        let counted = line.replace(&format!("{key}={count}"), &format!("{key}={}", count - 1));
         let scratch = directory.join(format!("faults.{pid}"));
         let written = std::fs::write(&scratch, text.replacen(line, &counted, 1));
         if written.and_then(|()| std::fs::rename(&scratch, &path)).is_err() {
             return None;
         }
     }
-    Some(fault.action)
+    waits.is_none().then_some(fault.action)
 }
 
 #[cfg(test)]
@@ -101,6 +111,9 @@ mod tests {
         assert_eq!(strike(&folder, "cuInit", 1, None), None);
         assert_eq!(strike(&folder, "cuFoo", 1, Some(8)), None);
         assert_eq!(strike(&folder, "cuFoo", 1, Some(9)), Some(Action::Crash));
+        std::fs::write(folder.join("faults"), "cuInit error=3 after=2 times=1\n").unwrap();
+        let struck: Vec<_> = (0..4).map(|_| strike(&folder, "cuInit", 1, None).is_some()).collect();
+        assert_eq!(struck, [false, false, true, false]);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
