@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use software_gpu::config::{Gpu, Machine};
@@ -104,18 +105,22 @@ impl Bench {
 
     /// The program of the test engine: built, or named by `SWAPSERVE_TEST_ENGINE` where there is no cargo.
     pub fn engine_program() -> PathBuf {
-        match std::env::var_os("SWAPSERVE_TEST_ENGINE") {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        let built = || match std::env::var_os("SWAPSERVE_TEST_ENGINE") {
             Some(path) => path.into(),
             None => lab::build(&["gpu-engine"]).join("gpu-engine"),
-        }
+        };
+        BUILT.get_or_init(built).clone()
     }
 
     /// The preload library: built, or named by `SWAPSERVE_TEST_PRELOAD` where there is no cargo.
     pub fn preload_library() -> PathBuf {
-        match std::env::var_os("SWAPSERVE_TEST_PRELOAD") {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        let built = || match std::env::var_os("SWAPSERVE_TEST_PRELOAD") {
             Some(path) => path.into(),
             None => lab::build(&["swapserve-preload"]).join("libswapserve_preload.so"),
-        }
+        };
+        BUILT.get_or_init(built).clone()
     }
 
     /// A test engine that holds its memory and listens.

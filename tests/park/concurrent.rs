@@ -12,7 +12,7 @@ async fn swaps_under_allocation_free_and_launch_lose_nothing() {
     let engine = garage.engine(&["--weights", "32MiB"]).await;
     step(&engine, json!({"do": "hammer", "threads": 4}));
     let rounds = || number(&engine, json!({"do": "hammer-rounds"}), "rounds");
-    for cycle in 0..25u64 {
+    for cycle in 0..15u64 {
         let wanted = [None, Some(4 * MIB), Some(20 * MIB)][(cycle % 3) as usize];
         garage.server.park_out(vec![engine.pid()], wanted, REST, LONG).await.expect("it goes out");
         if cycle % 4 == 0 {

@@ -71,6 +71,8 @@ driver_functions! {
         block_z: c_uint, shared: c_uint, stream: Handle, parameters: *mut *mut c_void, extra: *mut *mut c_void,
     );
     cuMemAlloc_v2(out: *mut u64, bytes: usize);
+    cuMemFree_v2(address: u64);
+    cuMemFreeHost(address: Handle);
     cuMemHostAlloc(out: *mut Handle, bytes: usize, flags: c_uint);
     cuMemHostRegister_v2(address: Handle, bytes: usize, flags: c_uint);
     cuMemAddressReserve(out: *mut u64, bytes: usize, alignment: usize, wanted: u64, flags: u64);
@@ -79,6 +81,7 @@ driver_functions! {
     cuMemSetAccess(address: u64, bytes: usize, access: *const Access, count: usize);
     cuMemUnmap(address: u64, bytes: usize);
     cuMemRelease(handle: u64);
+    cuStreamDestroy_v2(stream: Handle);
     cuStreamCreate(out: *mut Handle, flags: c_uint);
     cuStreamSynchronize(stream: Handle);
     cuEventCreate(out: *mut Handle, flags: c_uint);

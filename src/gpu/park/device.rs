@@ -129,6 +129,20 @@ impl Device {
     }
 }
 
+impl Bench {
+    /// Gives up what can be given up. What is still mapped in the window stays.
+    fn scrap(self) {
+        // SAFETY: all of it is the bench's own, and nobody has it any more. A driver that refuses keeps it.
+        unsafe {
+            self.streams.iter().for_each(|stream| {
+                cuda::cuStreamDestroy_v2(*stream as Handle);
+            });
+            cuda::cuMemFree_v2(self.digests);
+            cuda::cuMemFreeHost(self.copied_digests as Handle);
+        }
+    }
+}
+
 /// Whether the driver can back this GPU's memory with parts that can be taken away and handed on.
 fn can_park(device: c_int, on: &str) -> Result<(), Refusal> {
     // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, _HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED.
@@ -406,8 +420,11 @@ impl Drop for Work<'_> {
         let pieces = std::mem::take(&mut self.pieces);
         let mut clean = self.finish().is_ok();
         pieces.into_iter().for_each(|piece| clean &= self.unmap(piece).is_ok());
-        if let Some(bench) = self.bench.take().filter(|_| clean) {
+        let Some(bench) = self.bench.take() else { return };
+        if clean {
             self.device.benches.lock().unwrap_or_else(PoisonError::into_inner).push(bench);
+        } else {
+            bench.scrap();
         }
     }
 }

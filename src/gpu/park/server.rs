@@ -202,7 +202,7 @@ impl MemoryServer {
     }
 
     /// A process has connected: a new one, one whose connection was broken, or one that an earlier server knew.
-    fn meet(&self, socket: OwnedFd, pid: i32) {
+    fn meet(self: &Arc<Self>, socket: OwnedFd, pid: i32) {
         let link = match Link::greet(socket, pid) {
             Ok(link) => link,
             Err(error) => {
@@ -216,8 +216,8 @@ impl MemoryServer {
             return;
         }
         let Some(owner) = Owner::of(pid) else { return };
-        let mut left = lock(&self.left);
-        let mut process = Process::new(link, owner, left.remove(&owner).unwrap_or_default());
+        let left = lock(&self.left).remove(&owner).unwrap_or_default();
+        let mut process = Process::new(link, owner, left);
         // Until it is known what is away, nothing of it may be given up: it is not let in before.
         match process.meet(&self.pool, self.zero) {
             Ok(()) => {
@@ -226,8 +226,12 @@ impl MemoryServer {
             }
             // It connects anew.
             Err(_) => {
-                left.insert(owner, process.ledger);
+                lock(&self.left).insert(owner, process.ledger);
             }
+        }
+        if Owner::of(pid) != Some(owner) {
+            // It ended before there was anything to forget.
+            self.forget(pid);
         }
     }
 
@@ -240,11 +244,13 @@ impl MemoryServer {
             if let Some(known) = gone {
                 lock(&known.process).forget(&server.pool);
             }
-            let ended = |owner: &Owner, _: &mut Ledger| owner.pid == pid;
-            let left: Vec<_> = lock(&server.left).extract_if(.., ended).collect();
-            for (_, mut ledger) in left {
-                server.pool.with(|slots| ledger.values_mut().for_each(|copies| copies.forget(slots)));
-            }
+            lock(&server.left).retain(|owner, ledger| {
+                let ended = owner.pid == pid;
+                if ended {
+                    server.pool.with(|slots| ledger.values_mut().for_each(|copies| copies.forget(slots)));
+                }
+                !ended
+            });
         });
     }
 }

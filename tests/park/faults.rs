@@ -1,0 +1,336 @@
+//! A fault at each of the driver's calls that the preload library and the memory server make: nothing is lost, the engine
+//! goes on or is out, and the refusal names what failed.
+
+use std::time::{Duration, Instant};
+
+use swapserve::gpu::GpuError;
+
+use crate::garage::{Garage, LONG, REST};
+use crate::gpu_bench::{Bench, TestEngine};
+use crate::script::{Block, MIB};
+
+/// Who makes the call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Who {
+    Engine,
+    Server,
+}
+use Who::{Engine, Server};
+
+/// Calls on the way out, in their order.
+const OUT: &[(Who, &str)] = &[
+    (Engine, "cuCtxSynchronize"),
+    (Engine, "cuMemExportToShareableHandle"),
+    (Server, "cuMemImportFromShareableHandle"),
+    (Server, "cuMemMap"),
+    (Server, "cuMemSetAccess"),
+    (Server, "cuLaunchKernel"),
+    (Server, "cuStreamSynchronize"),
+    (Server, "cuMemcpyDtoHAsync_v2"),
+    (Server, "cuEventCreate"),
+    (Server, "cuEventRecord"),
+    (Server, "cuEventSynchronize"),
+    (Server, "cuMemUnmap"),
+    (Server, "cuMemRelease"),
+    (Engine, "cuMemUnmap"),
+    (Engine, "cuMemRelease"),
+];
+
+/// Calls on the way in, with a comparison.
+const BACK: &[(Who, &str)] = &[
+    (Engine, "cuMemCreate"),
+    (Engine, "cuMemMap"),
+    (Engine, "cuMemSetAccess"),
+    (Engine, "cuMemExportToShareableHandle"),
+    (Server, "cuMemImportFromShareableHandle"),
+    (Server, "cuMemMap"),
+    (Server, "cuMemSetAccess"),
+    (Server, "cuMemcpyHtoDAsync_v2"),
+    (Server, "cuMemsetD8Async"),
+    (Server, "cuStreamSynchronize"),
+    (Server, "cuLaunchKernel"),
+    (Server, "cuMemcpyDtoHAsync_v2"),
+    (Server, "cuMemUnmap"),
+    (Server, "cuMemRelease"),
+];
+
+/// A garage, an engine of three chunks or more, and memory that it has written to.
+struct Scene {
+    garage: Garage,
+    engine: TestEngine,
+    blocks: Vec<Block>,
+}
+
+impl Scene {
+    /// Nothing where tests run on a real GPU, which has no faults to inject.
+    async fn new() -> Option<Self> {
+        let garage = Garage::new(Bench::software(1)?, 256);
+        let engine = garage.engine(&["--weights", "4MiB"]).await;
+        let mut blocks = vec![Block::plain(&engine, 6 * MIB, 1), Block::plain(&engine, 2 * MIB, 2)];
+        // Half of it zero, for the calls that only such memory needs.
+        blocks[0].zero(&engine, 2 * MIB, 4 * MIB);
+        Some(Self { garage, engine, blocks })
+    }
+
+    fn pid(&self, who: Who) -> i32 {
+        match who {
+            Engine => self.engine.pid(),
+            Server => self.server_pid(),
+        }
+    }
+
+    fn server_pid(&self) -> i32 {
+        let lab = self.garage.bench.lab().expect("a software machine");
+        let mut pids = lab.table().processes().filter_map(|record| record.pid());
+        pids.find(|pid| *pid != self.engine.pid()).expect("the gpu server uses the driver")
+    }
+
+    fn fault(&self, line: &str) {
+        self.garage.bench.set_faults(line);
+    }
+
+    async fn take_out(&self) -> Result<(), GpuError> {
+        let pids = vec![self.engine.pid()];
+        self.garage.server.park_out(pids, None, REST, LONG).await.map(|_| ())
+    }
+
+    async fn bring_back(&self) -> Result<(), GpuError> {
+        let wait = Duration::from_millis(50);
+        self.garage.server.park_in(vec![self.engine.pid()], true, wait).await.map(|_| ())
+    }
+
+    /// Every byte is right.
+    fn check(&self) {
+        self.blocks.iter().for_each(|block| block.check(&self.engine));
+        self.engine.check();
+    }
+
+    /// Out and in, as if nothing had been; nothing more is left behind.
+    async fn goes_on(&self) {
+        let mut free = Vec::new();
+        for _ in 0..2 {
+            self.check();
+            self.garage.out(&self.engine).await;
+            self.garage.back(&self.engine).await;
+            free.push(self.garage.free().await);
+        }
+        self.check();
+        assert_eq!(free[0], free[1]);
+    }
+}
+
+fn assert_names(refused: &GpuError, call: &str) {
+    let call = call.trim_end_matches("_v2");
+    assert!(refused.to_string().contains(call), "{call}: {refused}");
+}
+
+#[tokio::test]
+async fn out_is_refused_and_the_engine_goes_on() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let resident = scene.garage.free().await;
+    for &(who, call) in OUT {
+        // Once at the first call, once at a later one.
+        for after in [0, 1] {
+            let line = format!("{call} error=1 times=1 after={after} pid={}\n", scene.pid(who));
+            // Something to be copied each time.
+            scene.blocks[1].write(&scene.engine, 8 * after, 8, u64::from(after as u32) + 7);
+            scene.fault(&line);
+            let refused = scene.take_out().await;
+            scene.fault("");
+            match refused {
+                Err(refused) => {
+                    assert_names(&refused, call);
+                    assert_eq!(scene.garage.known(scene.engine.pid()).await.away, 0, "{line}{refused}");
+                }
+                // So many calls are not made.
+                Ok(()) => {
+                    assert!(after > 0, "{line}");
+                    scene.garage.back(&scene.engine).await;
+                }
+            }
+            scene.check();
+        }
+    }
+    // What a refusal of cuMemRelease leaves behind in the server or the engine is lost to the GPU; nothing else is.
+    let lost = resident - scene.garage.free().await;
+    assert!(lost <= 16 * MIB, "{lost}");
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn in_is_refused_and_works_the_next_time() {
+    let Some(mut scene) = Scene::new().await else { return };
+    for &(who, call) in BACK {
+        for after in [0, 1] {
+            let line = format!("{call} error=1 times=1 after={after} pid={}\n", scene.pid(who));
+            scene.garage.out(&scene.engine).await;
+            scene.fault(&line);
+            let refused = scene.bring_back().await;
+            scene.fault("");
+            if let Err(refused) = refused {
+                assert_names(&refused, call);
+                scene.bring_back().await.expect("it works the next time");
+            } else {
+                assert!(after > 0, "{line}");
+            }
+            scene.check();
+            scene.blocks[1].flip(&scene.engine, 4095, 1);
+        }
+    }
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_fault_that_lasts_keeps_the_engine_in_or_out() {
+    let Some(scene) = Scene::new().await else { return };
+    for &(who, call) in OUT {
+        scene.fault(&format!("{call} error=1 pid={}\n", scene.pid(who)));
+        assert_names(&scene.take_out().await.expect_err("it lasts"), call);
+        scene.fault("");
+        // Where what was given up could not be made anew it is still in the pool.
+        scene.bring_back().await.expect("the fault is over");
+        scene.check();
+    }
+    for &(who, call) in BACK {
+        scene.garage.out(&scene.engine).await;
+        scene.fault(&format!("{call} error=1 pid={}\n", scene.pid(who)));
+        assert_names(&scene.bring_back().await.expect_err("it lasts"), call);
+        scene.fault("");
+        scene.bring_back().await.expect("the fault is over");
+        scene.check();
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_can_be_neither_done_nor_undone_comes_back_from_the_pool() {
+    let Some(scene) = Scene::new().await else { return };
+    let pid = scene.engine.pid();
+    scene.fault(&format!(
+        "cuMemRelease error=1 times=1 after=1 pid={pid}\ncuMemMap error=1 times=1 pid={pid}\n"
+    ));
+    assert_names(&scene.take_out().await.expect_err("one is refused"), "cuMemRelease");
+    scene.fault("");
+    scene.bring_back().await.expect("the fault is over");
+    scene.check();
+}
+
+#[tokio::test]
+async fn memory_that_is_taken_meanwhile_is_waited_for() {
+    let Some(scene) = Scene::new().await else { return };
+    scene.garage.out(&scene.engine).await;
+    // Another engine has the memory.
+    let all = format!("{}MiB", scene.garage.free().await / MIB - 24);
+    let other = scene.garage.bench.engine(&["--weights", &all]);
+    let refused = scene.bring_back().await.unwrap_err();
+    assert!(refused.is_code(2), "{refused}");
+    assert_names(&refused, "cuMemCreate");
+    let pid = scene.engine.pid();
+    let server = scene.garage.server.clone();
+    let waiting = tokio::spawn(async move { server.park_in(vec![pid], true, LONG).await });
+    tokio::task::yield_now().await;
+    drop(other);
+    waiting.await.expect("the task runs").expect("there is room now");
+    scene.check();
+}
+
+/// Waits until the process has found the server that came after the one that was killed.
+async fn reunited(scene: &Scene) {
+    let deadline = Instant::now() + LONG;
+    loop {
+        // The first question may still fail with the server that died.
+        let pool = scene.garage.server.parking().await;
+        if pool.is_ok_and(|pool| pool.processes.iter().any(|it| it.pid == scene.engine.pid())) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the engine does not find the next server");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_gpu_server_killed_on_the_way_out_loses_nothing() {
+    let Some(mut scene) = Scene::new().await else { return };
+    for (at, &(_, call)) in OUT.iter().filter(|(who, _)| *who == Server).enumerate() {
+        for after in [0, 1] {
+            scene.blocks[1].write(&scene.engine, 64, 64, at as u64);
+            scene.fault(&format!("{call} crash after={after} pid={}\n", scene.server_pid()));
+            let lost = scene.take_out().await;
+            scene.fault("");
+            assert!(after > 0 || lost.is_err(), "{call}");
+            reunited(&scene).await;
+            // In or out, as far as it had come: it comes back.
+            scene.garage.back(&scene.engine).await;
+            scene.check();
+        }
+    }
+    scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_gpu_server_killed_while_engines_are_out_or_on_the_way_in_loses_nothing() {
+    let Some(scene) = Scene::new().await else { return };
+    scene.garage.out(&scene.engine).await;
+    for &(_, call) in BACK.iter().filter(|(who, _)| *who == Server) {
+        scene.fault(&format!("{call} crash pid={}\n", scene.server_pid()));
+        scene.bring_back().await.expect_err("the server is killed");
+        scene.fault("");
+        reunited(&scene).await;
+        assert_eq!(scene.garage.known(scene.engine.pid()).await.away, 12 * MIB, "{call}");
+    }
+    // The pool is in use although this server has moved nothing, and another engine does not get what lies in it.
+    assert_eq!(scene.garage.pool().await.used, 8 * MIB);
+    let other = scene.garage.engine(&["--weights", "64MiB"]).await;
+    scene.garage.out(&other).await;
+    scene.garage.back(&scene.engine).await;
+    scene.check();
+    scene.garage.back(&other).await;
+    other.check();
+    // Copies are known by the same key: nothing has changed, nothing is copied.
+    assert_eq!(scene.garage.out(&scene.engine).await.copied, 0);
+    scene.garage.back(&scene.engine).await;
+    scene.check();
+}
+
+#[tokio::test]
+async fn an_engine_killed_in_the_middle_leaves_its_pool_to_others() {
+    for (fault, out) in [
+        ("cuMemExportToShareableHandle crash", true),
+        ("cuMemUnmap crash after=1", true),
+        ("cuMemCreate crash after=1", false),
+        ("cuMemExportToShareableHandle crash after=1", false),
+    ] {
+        let Some(scene) = Scene::new().await else { return };
+        if !out {
+            scene.garage.out(&scene.engine).await;
+        }
+        scene.fault(&format!("{fault} pid={}\n", scene.engine.pid()));
+        let refused = if out { scene.take_out().await } else { scene.bring_back().await };
+        let refused = refused.expect_err("the engine is killed").to_string();
+        assert!(refused.contains(&format!("process {}", scene.engine.pid())), "{refused}");
+        scene.fault("");
+        let deadline = Instant::now() + LONG;
+        while scene.garage.pool().await.used > 0 {
+            assert!(Instant::now() < deadline, "{fault}: the pool is still in use");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let other = scene.garage.engine(&["--weights", "8MiB"]).await;
+        scene.garage.out(&other).await;
+        scene.garage.back(&other).await;
+        other.check();
+    }
+}
+
+#[tokio::test]
+async fn of_an_engines_processes_all_go_out_or_none() {
+    let Some(scene) = Scene::new().await else { return };
+    let second = scene.garage.engine(&["--weights", "8MiB"]).await;
+    scene.fault(&format!("cuMemUnmap error=1 pid={}\n", second.pid()));
+    let both = vec![scene.engine.pid(), second.pid()];
+    let refused = scene.garage.server.park_out(both.clone(), None, REST, LONG).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("process {}", second.pid())), "{refused}");
+    assert_eq!(scene.garage.known(scene.engine.pid()).await.away, 0);
+    scene.check();
+    second.check();
+    scene.fault("");
+    assert_eq!(scene.garage.server.park_out(both, None, REST, LONG).await.unwrap().processes, 2);
+}
