@@ -3,7 +3,9 @@
 use super::{
     gpu_bench::Bench,
     service::{Service, eventually},
+    streams::{assert_turns, two_at_once},
 };
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -89,4 +91,28 @@ fn the_second_engines_weights_are_read_while_the_first_starts() {
     let shown = service.verb(&["status"]);
     let shown = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.contains("right: start: waiting") && shown.contains("5.0 MiB of 5.0 MiB read"), "{shown}");
+}
+
+#[test]
+fn two_gpu_engines_with_endless_streams_take_turns_token_for_token() {
+    let Some(bench) = Bench::software(1) else { return };
+    let bounds = "[scheduler]\npatience = \"100ms\"\nmin_resident = \"300ms\"\ndrain_limit = \"100ms\"\n";
+    let names = ["left", "right"];
+    let models = names.map(|name| model(name, 500));
+    let journal = tempfile::NamedTempFile::new().unwrap();
+    let options = ["--journal", journal.path().to_str().unwrap()];
+    let text = format!("{bounds}{}", models.concat());
+    let service = Service::start_with(&text, &options, &bench.environment());
+    const TOKENS: usize = 1000;
+    let uncut = names.map(|name| two_at_once(&service, [name, name], TOKENS));
+    let cut = two_at_once(&service, names, TOKENS);
+    assert_eq!(
+        cut,
+        uncut.map(|[one, other]| {
+            assert_eq!(one, other);
+            one
+        })
+    );
+    assert!(cut[0].contains(&format!("left{:04}-", TOKENS - 1)), "all of it");
+    assert_turns(journal.path(), Duration::from_millis(300));
 }

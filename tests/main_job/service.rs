@@ -76,7 +76,12 @@ impl Service {
 
     /// Starts one with these variables, and waits until every model has answered.
     pub fn start_in(text: &str, environment: &[(String, String)]) -> Self {
-        Self::up(Self::launch_in(text, &[], environment))
+        Self::start_with(text, &[], environment)
+    }
+
+    /// The same with these options.
+    pub fn start_with(text: &str, options: &[&str], environment: &[(String, String)]) -> Self {
+        Self::up(Self::launch_in(text, options, environment))
     }
 
     fn launch_in(text: &str, options: &[&str], environment: &[(String, String)]) -> Self {

@@ -4,6 +4,7 @@ use super::service::{Service, counter, eventually, real_engines};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ fn two_counters() -> Option<String> {
 }
 
 /// The text of an event stream, piece by piece.
-fn pieces(answer: reqwest::blocking::Response) -> impl Iterator<Item = String> {
+pub fn pieces(answer: reqwest::blocking::Response) -> impl Iterator<Item = String> {
     let lines = BufReader::new(answer).lines().map(|line| line.unwrap());
     let data = lines
         .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
@@ -55,6 +56,50 @@ fn an_engine_frozen_in_mid_stream_says_the_same_text() {
     said.extend(stream);
     assert_eq!(said, counted("alpha", TOKENS));
     assert!(service.model("alpha")["swaps_out"].as_u64().unwrap() >= 1);
+}
+
+/// The whole text of two streams that were asked for at the same time.
+pub fn two_at_once(service: &Service, names: [&str; 2], tokens: usize) -> [String; 2] {
+    let stream = |name: &str| {
+        let request = service.chat(name, json!({ "stream": true, "max_tokens": tokens }));
+        pieces(request.send().unwrap()).collect::<String>()
+    };
+    std::thread::scope(|scope| {
+        let both = names.map(|name| scope.spawn(move || stream(name)));
+        both.map(|one| one.join().unwrap())
+    })
+}
+
+/// Both of two models were swapped out in mid-stream, and none before it had been there for `least`.
+pub fn assert_turns(journal: &Path, least: Duration) {
+    let text = std::fs::read_to_string(journal).unwrap();
+    let (mut came_in, mut paused) = ([0; 2], [0; 2]);
+    for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let at = line["at"].as_u64().unwrap();
+        let (event, effect) = (&line["event"], &line["effect"]);
+        if event["event"] == "swapped_in" || event["event"] == "started" {
+            came_in[event["model"].as_u64().unwrap() as usize] = at;
+        } else if effect["effect"] == "swap_out" && effect["in_flight"].as_u64().unwrap() > 0 {
+            let model = effect["model"].as_u64().unwrap() as usize;
+            paused[model] += 1;
+            assert!(u128::from(at - came_in[model]) >= least.as_micros(), "{model} left too soon: {line}");
+        }
+    }
+    assert!(paused.iter().all(|times| *times > 0), "streams paused: {paused:?}");
+}
+
+#[test]
+fn two_long_streams_take_turns_and_both_say_all_of_it_once() {
+    let Some(engines) = real_engines() else { return };
+    let bounds = "[scheduler]\nrunning_slots = 1\npatience = \"100ms\"\nmin_resident = \"200ms\"\ndrain_limit = \"50ms\"\n";
+    let models = ["alpha", "beta"].map(|name| counter(&engines, name, "freeze"));
+    let journal = tempfile::NamedTempFile::new().unwrap();
+    let options = ["--journal", journal.path().to_str().unwrap()];
+    let service = Service::start(&format!("{bounds}{}", models.concat()), &options);
+    const TOKENS: usize = 3500;
+    let said = two_at_once(&service, ["alpha", "beta"], TOKENS);
+    assert_eq!(said, ["alpha", "beta"].map(|name| counted(name, TOKENS)));
+    assert_turns(journal.path(), Duration::from_millis(200));
 }
 
 #[test]
