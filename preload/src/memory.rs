@@ -37,6 +37,14 @@ pub(crate) fn in_the_way() -> [u64; 3] {
 /// Memory of another process has been opened.
 pub(crate) fn note_import() {
     IMPORTED.fetch_add(1, Ordering::Relaxed);
+    tell();
+}
+
+/// Meets the memory server also with nothing that can be parked, so that it can be said why.
+fn tell() {
+    if process::enabled() {
+        control::start();
+    }
 }
 
 /// Device memory in chunks, on the current context's device; nothing where that cannot be, so that the driver is asked.
@@ -164,6 +172,7 @@ hooks! {
         let code = in_driver(|| unsafe { real::cuMemAllocManaged(out, bytes, flags) });
         if code == SUCCESS {
             MANAGED.fetch_add(1, Ordering::Relaxed);
+            tell();
         }
         code
     }

@@ -1,9 +1,16 @@
 //! Engines that cannot be parked: each is seen, and the reason is named.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+use swapserve::gpu::park::call::PoolState;
 use swapserve::gpu::park::why::why_not;
+use swapserve::gpu::protocol::ProcessMemory;
 
 use crate::garage::{Garage, LONG};
 use crate::gpu_bench::{Bench, TestEngine};
+use crate::script::{MIB, number, step};
 
 /// Why that engine cannot be parked, once NVML sees it.
 async fn reason(garage: &Garage, engine: &TestEngine) -> Option<String> {
@@ -39,4 +46,97 @@ async fn a_driver_without_virtual_memory_management() {
     assert!(refused.contains("GPU 0") && refused.contains("no virtual memory management"), "{refused}");
     // The engine itself runs, on the driver's own memory.
     garage.bench.engine_with(&["--weights", "64MiB"], &garage.environment()).check();
+}
+
+#[tokio::test]
+async fn one_that_opens_the_driver_past_the_library() {
+    let garage = Garage::new(Bench::any(), 256);
+    let arguments = ["--weights", "64MiB", "--reach", "deepbind"];
+    let engine = garage.bench.engine_with(&arguments, &garage.environment());
+    let reason = reason(&garage, &engine).await.unwrap();
+    assert!(reason.contains("RTLD_DEEPBIND"), "{reason}");
+    engine.check();
+}
+
+#[tokio::test]
+async fn one_that_exports_all_its_memory() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.bench.engine_with(&["--weights", "0MiB"], &garage.environment());
+    let handle = number(&engine, json!({"do": "create", "bytes": 4 * MIB, "types": 1}), "handle");
+    step(&engine, json!({"do": "export", "handle": handle}));
+    garage.known(engine.pid()).await;
+    let reason = reason(&garage, &engine).await.unwrap();
+    assert!(reason.contains("shares all its device memory (4.0 MiB)"), "{reason}");
+    let out = garage.out(&engine).await;
+    assert_eq!((out.bytes, out.stayed), (0, 4 * MIB));
+    engine.check();
+}
+
+#[tokio::test]
+async fn one_whose_memory_is_managed() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.engine(&["--weights", "64MiB", "--managed"]).await;
+    let reason = reason(&garage, &engine).await.unwrap();
+    assert!(reason.contains("1 managed allocation"), "{reason}");
+    garage.out(&engine).await;
+    engine.check();
+}
+
+/// A program that only waits, ended with this value.
+struct Waiting(Child);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Why a program that NVML sees cannot be parked.
+fn reason_of(program: &Waiting) -> String {
+    let pid = program.0.id().cast_signed();
+    let held = [ProcessMemory { gpu: 0, pid, bytes: Some(64 * MIB) }];
+    why_not(&[pid], &PoolState::default(), &held).expect("it has not connected")
+}
+
+#[test]
+fn a_program_that_is_linked_statically() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, program) = (folder.path().join("wait.s"), folder.path().join("wait"));
+    // pause(), again and again.
+    std::fs::write(&source, ".globl _start\n_start: mov $34, %eax\nsyscall\njmp _start\n").unwrap();
+    let built = Command::new("cc").args(["-nostdlib", "-static", "-o"]).arg(&program).arg(&source).status();
+    assert!(built.expect("the compiler that links Rust programs").success());
+    let waiting = Waiting(
+        Command::new(&program).env("LD_PRELOAD", Bench::preload_library()).spawn().expect("it starts"),
+    );
+    let reason = reason_of(&waiting);
+    assert!(reason.contains("(wait) holds 64.0 MiB") && reason.contains("linked statically"), "{reason}");
+}
+
+#[test]
+fn a_program_that_takes_rights_from_its_file() {
+    // SAFETY: takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("left out: only root can give a file to somebody else");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("sleep-as-another");
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    // The user nobody's.
+    std::os::unix::fs::chown(&program, Some(65_534), None).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o4755)).unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let waiting = Waiting(
+        Command::new(&program)
+            .arg("1000")
+            .env("LD_PRELOAD", Bench::preload_library())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("it starts"),
+    );
+    let reason = reason_of(&waiting);
+    assert!(reason.contains("setuid"), "{reason}");
 }

@@ -1,9 +1,11 @@
 //! Out and in: what moves, what is left, and that nothing changes.
 
+use serde_json::json;
+use swapserve::gpu::digest::{BLOCK, digest};
+
 use crate::garage::{Garage, LONG, REST};
 use crate::gpu_bench::Bench;
-
-const MIB: u64 = 1 << 20;
+use crate::script::{Block, MIB, step};
 
 #[tokio::test]
 async fn all_of_it_goes_out_and_comes_back_unchanged() {
@@ -32,6 +34,20 @@ async fn what_has_not_changed_is_not_copied_again() {
     }
     garage.back(&engine).await;
     engine.check();
+}
+
+#[tokio::test]
+async fn the_kernel_computes_what_the_reference_does() {
+    let bench = Bench::any();
+    let engine = bench.engine(&["--weights", "2MiB"]);
+    let mut block = Block::plain(&engine, 8 * MIB, 1);
+    block.zero(&engine, 2 * MIB, 2 * MIB);
+    for key in [[0, 0], [1, u64::MAX], [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]] {
+        let [low, high] = key;
+        let asked = json!({"do": "digest", "address": block.address, "blocks": 4, "low": low, "high": high});
+        let expected: Vec<_> = block.bytes.chunks(BLOCK).map(|block| digest(block, key)).collect();
+        assert_eq!(step(&engine, asked)["digests"], json!(expected));
+    }
 }
 
 #[tokio::test]

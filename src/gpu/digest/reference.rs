@@ -10,10 +10,10 @@ pub const BLOCK: usize = 2 << 20;
 /// Lanes of a block, threads of the kernel's thread block.
 pub const LANES: usize = 256;
 
-const A: u64 = 0x9e37_79b1_85eb_ca87;
-const B: u64 = 0xc2b2_ae3d_27d4_eb4f;
-const C: u64 = 0x1656_67b1_9e37_79f9;
-const D: u64 = 0x27d4_eb2f_1656_67c5;
+pub(super) const A: u64 = 0x9e37_79b1_85eb_ca87;
+pub(super) const B: u64 = 0xc2b2_ae3d_27d4_eb4f;
+pub(super) const C: u64 = 0x1656_67b1_9e37_79f9;
+pub(super) const D: u64 = 0x27d4_eb2f_1656_67c5;
 
 /// The 128-bit key of a run.
 pub type Key = [u64; 2];

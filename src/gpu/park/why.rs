@@ -122,7 +122,7 @@ impl Seen {
         let name = if program.name.is_empty() { String::new() } else { format!(" ({})", program.name) };
         let because = match program {
             Program { readable: false, .. } => {
-                "has not met the memory server, and what is loaded in it cannot be read: it has ended, or runs with other rights"
+                "has not met the memory server, and what is loaded in it cannot be read: it has ended, or runs with other rights (setuid), which take no preload library"
             }
             Program { privileged: true, .. } => {
                 "its program takes rights from its file (setuid, setgid or capabilities), and the loader gives such a program no preload library"
@@ -167,10 +167,14 @@ impl Program {
     }
 }
 
-/// Whether an executable gives who runs it more rights than they have.
+/// Whether an executable gives who runs it other rights than they have.
 fn takes_rights(executable: &std::path::Path) -> bool {
-    let identity =
-        std::fs::metadata(executable).is_ok_and(|it| it.mode() & (libc::S_ISUID | libc::S_ISGID) != 0);
+    // SAFETY: neither can fail.
+    let (user, group) = unsafe { (libc::getuid(), libc::getgid()) };
+    let identity = std::fs::metadata(executable).is_ok_and(|it| {
+        (it.mode() & libc::S_ISUID != 0 && it.uid() != user)
+            || (it.mode() & libc::S_ISGID != 0 && it.gid() != group)
+    });
     let Ok(path) = std::ffi::CString::new(executable.as_os_str().as_encoded_bytes()) else { return identity };
     // SAFETY: two C strings; without a buffer only the attribute's length is told.
     let length =

@@ -49,6 +49,7 @@ impl Script {
                 cuda_call!(cuda, cuMemcpyDtoH_v2(read.as_mut_ptr().cast(), address, bytes))?;
                 Ok(json!({"hash": hash(&read)}))
             }
+            "digest" => digest(cuda, address, number("blocks"), [number("low"), number("high")]),
             "add" => add_one(cuda, address, number("words"), NULL).map(|()| Value::Null),
             "capture" => {
                 let mut stream = NULL;
@@ -220,6 +221,40 @@ DONE:
     ret;
 }
 ";
+
+/// The memory server's kernel.
+const DIGEST: &str = concat!(include_str!("../../../src/gpu/digest/digest.ptx"), "\0");
+
+/// The memory server's digests of blocks of 2 MiB.
+fn digest(cuda: &Cuda, address: u64, blocks: u64, [low, high]: [u64; 2]) -> Result<Value, String> {
+    let (mut module, mut function, mut out) = (NULL, NULL, 0u64);
+    cuda_call!(cuda, cuModuleLoadData(&raw mut module, DIGEST.as_ptr().cast()))?;
+    cuda_call!(cuda, cuModuleGetFunction(&raw mut function, module, c"swapserve_digest".as_ptr()))?;
+    let mut digests = vec![[0u64; 2]; blocks as usize];
+    cuda_call!(cuda, cuMemAlloc_v2(&raw mut out, size_of_val(digests.as_slice())))?;
+    let mut parameters = [&raw const address, &raw const out, &raw const low, &raw const high]
+        .map(|it| it.cast_mut().cast::<c_void>());
+    cuda_call!(
+        cuda,
+        cuLaunchKernel(
+            function,
+            blocks as u32,
+            1,
+            1,
+            256,
+            1,
+            1,
+            0,
+            NULL,
+            parameters.as_mut_ptr(),
+            std::ptr::null_mut()
+        )
+    )?;
+    let bytes = size_of_val(digests.as_slice());
+    cuda_call!(cuda, cuMemcpyDtoH_v2(digests.as_mut_ptr().cast(), out, bytes))?;
+    cuda_call!(cuda, cuMemFree_v2(out))?;
+    Ok(json!({"digests": digests}))
+}
 
 fn kernel(cuda: &Cuda) -> Result<*mut c_void, String> {
     static KERNEL: OnceLock<Result<usize, String>> = OnceLock::new();
