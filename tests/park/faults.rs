@@ -233,6 +233,65 @@ async fn memory_that_is_taken_meanwhile_is_waited_for() {
     scene.check();
 }
 
+#[tokio::test]
+async fn the_pool_can_be_looked_at_while_an_engine_waits_or_is_stopped() {
+    let Some(scene) = Scene::new().await else { return };
+    let before = scene.garage.known(scene.engine.pid()).await;
+    let other = scene.garage.engine(&["--weights", "4MiB"]).await;
+    scene.garage.out(&scene.engine).await;
+    let away = scene.garage.known(scene.engine.pid()).await;
+    assert_eq!(away.away, before.here);
+    // One waits for memory that is not free …
+    scene.fault(&format!("cuMemCreate error=2 pid={}\n", scene.engine.pid()));
+    let (server, pid) = (scene.garage.server.clone(), scene.engine.pid());
+    let waiting = tokio::spawn(async move { server.park_in(vec![pid], true, LONG).await });
+    // … and another one is stopped: what was last known of both is told.
+    scene.garage.known(other.pid()).await;
+    // SAFETY: a process of this test's own.
+    unsafe { libc::kill(other.pid(), libc::SIGSTOP) };
+    for _ in 0..20 {
+        let processes = scene.garage.pool().await.processes;
+        assert_eq!(processes.len(), 2);
+        let waits = processes.iter().find(|it| it.pid == scene.engine.pid()).expect("it is known");
+        assert_eq!(waits.away + waits.here, before.here);
+    }
+    assert!(!waiting.is_finished());
+    scene.fault("");
+    waiting.await.expect("the task runs").expect("there is memory now");
+    // SAFETY: as above.
+    unsafe { libc::kill(other.pid(), libc::SIGCONT) };
+    scene.check();
+    other.check();
+}
+
+#[tokio::test]
+async fn a_copy_that_has_changed_in_the_pool_is_found_out() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    let Some(scene) = Scene::new().await else { return };
+    scene.garage.out(&scene.engine).await;
+    // The server's mapping and a descriptor of this process are the same file.
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", scene.server_pid())).unwrap();
+    let line = maps.lines().find(|line| line.contains("swapserve-pool")).expect("the pool is mapped");
+    let inode: u64 = line.split_whitespace().nth(4).and_then(|text| text.parse().ok()).expect("an inode");
+    let pool = std::fs::read_dir("/proc/self/fd")
+        .expect("a process sees its descriptors")
+        .flatten()
+        .find(|fd| std::fs::metadata(fd.path()).is_ok_and(|it| it.ino() == inode))
+        .expect("the pool is this process's");
+    let pool = std::fs::File::options().read(true).write(true).open(pool.path()).unwrap();
+    let mut byte = [0];
+    pool.read_exact_at(&mut byte, 12_345).unwrap();
+    pool.write_all_at(&[byte[0] ^ 4], 12_345).unwrap();
+    let refused = scene.bring_back().await.expect_err("one bit is wrong");
+    assert!(refused.to_string().contains("came back changed"), "{refused}");
+    assert_eq!(scene.garage.known(scene.engine.pid()).await.here, 0);
+    // The engine waits; with the right bit it goes on.
+    pool.write_all_at(&byte, 12_345).unwrap();
+    scene.bring_back().await.expect("all is as it was");
+    scene.check();
+}
+
 /// Waits until the process has found the server that came after the one that was killed.
 async fn reunited(scene: &Scene) {
     let deadline = Instant::now() + LONG;
