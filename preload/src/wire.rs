@@ -19,7 +19,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Version of the messages; both sides come from one build.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Entries of a message at most.
 pub const MOST_ENTRIES: usize = 2048;
 /// Descriptors of a message at most.

@@ -139,6 +139,23 @@ async fn exported_memory_stays_and_is_told() {
 }
 
 #[tokio::test]
+async fn memory_that_other_devices_reach_stays() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.engine(&["--weights", "2MiB"]).await;
+    let block = Block::plain(&engine, 6 * MIB, 1);
+    let part = json!({"do": "dma-buf", "address": block.address + 2 * MIB, "bytes": 2 * MIB});
+    if let Err(refused) = try_step(&engine, &part) {
+        eprintln!("left out: no such descriptors here: {refused}");
+        return;
+    }
+    assert_eq!(garage.known(engine.pid()).await.shared, 6 * MIB);
+    let out = garage.out(&engine).await;
+    assert_eq!((out.bytes, out.stayed), (2 * MIB, 6 * MIB));
+    garage.back(&engine).await;
+    block.check(&engine);
+}
+
+#[tokio::test]
 async fn legacy_ipc_is_refused_for_what_can_be_parked_and_told() {
     let garage = Garage::new(Bench::any(), 256);
     let engine = garage.engine(&["--weights", "2MiB"]).await;

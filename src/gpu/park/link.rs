@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Link {
     socket: OwnedFd,
     pid: i32,
+    patience: Duration,
     /// After a failure in the middle of an answer the next answer could be that to an older question.
     broken: AtomicBool,
 }
@@ -30,7 +31,14 @@ impl Link {
     /// # Errors
     /// If it speaks another protocol, or not at all.
     pub(super) fn greet(socket: OwnedFd, pid: i32) -> io::Result<Self> {
-        let limit = libc::timeval { tv_sec: PATIENCE.as_secs() as libc::time_t, tv_usec: 0 };
+        Self::greet_within(socket, pid, PATIENCE)
+    }
+
+    fn greet_within(socket: OwnedFd, pid: i32, patience: Duration) -> io::Result<Self> {
+        let limit = libc::timeval {
+            tv_sec: patience.as_secs() as libc::time_t,
+            tv_usec: patience.subsec_micros().into(),
+        };
         for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
             // SAFETY: an open socket and a live struct of the size given.
             let failed = unsafe {
@@ -48,7 +56,7 @@ impl Link {
         }
         match wire::receive(socket.as_fd())? {
             Some((hello, _)) if hello.kind == Kind::Hello && hello.value == wire::VERSION => {
-                Ok(Self { socket, pid, broken: AtomicBool::new(false) })
+                Ok(Self { socket, pid, patience, broken: AtomicBool::new(false) })
             }
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a preload library of another version")),
         }
@@ -197,7 +205,7 @@ impl Link {
 
     fn gone(&self, kind: Kind, error: &io::Error) -> Refusal {
         let text = match error.kind() {
-            io::ErrorKind::WouldBlock => format!("it has not answered for {} s", PATIENCE.as_secs()),
+            io::ErrorKind::WouldBlock => format!("it has not answered for {:?}", self.patience),
             _ => error.to_string(),
         };
         Refusal {
@@ -207,5 +215,54 @@ impl Link {
             name: "gone".to_owned(),
             text,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    /// Both ends of a connection: the server's, greeted, and the process's.
+    fn pair(patience: Duration) -> (Link, OwnedFd) {
+        let mut ends = [0; 2];
+        // SAFETY: room for two descriptors, which nobody else owns.
+        let (ours, theirs) = unsafe {
+            assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()), 0);
+            (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+        };
+        let mut hello = Message::new(Kind::Hello);
+        hello.value = wire::VERSION;
+        wire::send(theirs.as_fd(), &hello, &[]).unwrap();
+        (Link::greet_within(ours, 4711, patience).unwrap(), theirs)
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
+        let (link, theirs) = pair(Duration::from_millis(1));
+        let late = link.open().unwrap_err().to_string();
+        assert!(late.contains("has not answered"), "{late}");
+        // The answer to the first question is no answer to the second: an empty list would be believed.
+        // Whether it can still be sent does not matter.
+        let _ = wire::send(theirs.as_fd(), &Message::new(Kind::Done), &[]);
+        let refused = link.list().unwrap_err().to_string();
+        assert!(refused.contains("connect anew"), "{refused}");
+        // The process sees the question and then the end, and connects anew.
+        assert_eq!(wire::receive(theirs.as_fd()).unwrap().expect("the question").0.kind, Kind::Open);
+        assert!(wire::receive(theirs.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_version_is_not_met() {
+        let mut ends = [0; 2];
+        // SAFETY: as in `pair`.
+        let (ours, theirs) = unsafe {
+            assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()), 0);
+            (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+        };
+        let mut hello = Message::new(Kind::Hello);
+        hello.value = wire::VERSION + 1;
+        wire::send(theirs.as_fd(), &hello, &[]).unwrap();
+        assert!(Link::greet(ours, 1).unwrap_err().to_string().contains("another version"));
     }
 }

@@ -39,6 +39,7 @@ macro_rules! driver_functions {
             cuMemRetainAllocationHandle(*mut u64, *mut c_void);
             cuMemGetAllocationPropertiesFromHandle(*mut AllocationProperties, u64);
             cuMemExportToShareableHandle(*mut c_int, u64, c_int, u64);
+            cuMemGetHandleForAddressRange(*mut c_int, u64, usize, c_int, u64);
             cuMemImportFromShareableHandle(*mut u64, *mut c_void, c_int);
             cuIpcGetMemHandle(*mut [u8; 64], u64);
             cuIpcOpenMemHandle_v2(*mut u64, [u8; 64], c_uint);

@@ -120,6 +120,19 @@ impl Script {
                 self.exported.lock().unwrap_or_else(PoisonError::into_inner).push(descriptor);
                 Ok(Value::Null)
             }
+            "dma-buf" => {
+                /// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
+                const DMA_BUF: i32 = 1;
+                let mut descriptor = -1;
+                cuda_call!(
+                    cuda,
+                    cuMemGetHandleForAddressRange(&raw mut descriptor, address, bytes, DMA_BUF, 0)
+                )?;
+                // SAFETY: the driver has just opened it for this process.
+                let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+                self.exported.lock().unwrap_or_else(PoisonError::into_inner).push(descriptor);
+                Ok(Value::Null)
+            }
             "ipc" => {
                 let mut handle = [0u8; 64];
                 cuda_call!(cuda, cuIpcGetMemHandle(&raw mut handle, address)).map(|()| Value::Null)

@@ -373,6 +373,21 @@ driver_api! {
         })
     }
 
+    gated fn cuMemGetHandleForAddressRange(
+        out: *mut c_void,
+        address: u64,
+        _bytes: usize,
+        _kind: c_int,
+        _flags: c_ulonglong,
+    ) {
+        let duplicate = with(|state| {
+            let (_, mapping) = state.mapped.range(..=address).next_back().ok_or(Error::INVALID_VALUE)?;
+            let physical = state.physical.get(&mapping.handle).ok_or(Error::INVALID_VALUE)?;
+            physical.memory.try_clone().map_err(|_| Error::OPERATING_SYSTEM)
+        })?;
+        put(out.cast::<c_int>(), duplicate.into_raw_fd())
+    }
+
     gated fn cuMemExportToShareableHandle(
         out: *mut c_void,
         handle: u64,
