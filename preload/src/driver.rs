@@ -87,6 +87,8 @@ impl Access {
 real_functions! {
     cuCtxGetCurrent(out: *mut Context);
     cuCtxSetCurrent(context: Context);
+    cuCtxPushCurrent_v2(context: Context);
+    cuCtxPopCurrent_v2(out: *mut Context);
     cuCtxGetDevice(out: *mut c_int);
     cuCtxSynchronize();
     cuDeviceGetAttribute(out: *mut c_int, attribute: c_int, device: c_int);
@@ -113,6 +115,20 @@ pub(crate) fn current_device() -> Option<c_int> {
     // SAFETY: the pointer is to a live local.
     let known = unsafe { cuCtxGetDevice(&raw mut device) } == SUCCESS;
     (known && can_back(device)).then_some(device)
+}
+
+/// The device of a context.
+pub(crate) fn device_of(context: Context) -> Option<c_int> {
+    let (mut device, mut popped) = (0, std::ptr::null_mut());
+    // SAFETY: the driver refuses a context that is none; pointers are to live locals.
+    unsafe {
+        if cuCtxPushCurrent_v2(context) != SUCCESS {
+            return None;
+        }
+        let known = cuCtxGetDevice(&raw mut device) == SUCCESS;
+        cuCtxPopCurrent_v2(&raw mut popped);
+        known.then_some(device)
+    }
 }
 
 /// Whether a device's memory can be backed by chunks.

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::control;
-use crate::driver::{self, OUT_OF_MEMORY, SUCCESS};
+use crate::driver::{self, Context, OUT_OF_MEMORY, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::pool;
@@ -175,6 +175,17 @@ hooks! {
             tell();
         }
         code
+    }
+
+    fn cuCtxEnablePeerAccess(peer: Context, flags: c_uint) {
+        let _inside = process::enabled().then(gate::pass);
+        // SAFETY: the caller's own arguments.
+        let code = unsafe { real::cuCtxEnablePeerAccess(peer, flags) };
+        let devices = driver::current_device().zip(driver::device_of(peer));
+        match devices.filter(|_| code == SUCCESS && process::enabled()) {
+            Some((who, whose)) => registry::lock().let_reach(who, whose).err().unwrap_or(SUCCESS),
+            None => code,
+        }
     }
 
     fn cuIpcGetMemHandle(out: *mut c_void, address: u64) {

@@ -73,6 +73,8 @@ pub(crate) struct Registry {
     mappings: BTreeMap<u64, Mapping>,
     regions: BTreeMap<u64, Region>,
     contexts: Vec<usize>,
+    /// Devices that reach another one's memory: who, whose.
+    peers: Vec<(c_int, c_int)>,
     next: u64,
 }
 
@@ -81,6 +83,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     mappings: BTreeMap::new(),
     regions: BTreeMap::new(),
     contexts: Vec::new(),
+    peers: Vec::new(),
     next: 1,
 });
 
@@ -167,7 +170,24 @@ impl Registry {
             }
             done += bytes;
         }
-        self.grant(address, reserved, &[Access::full(device)])
+        let who = self.peers.iter().filter(|(_, whose)| *whose == device).map(|(who, _)| *who);
+        let access: Vec<_> = std::iter::once(device).chain(who).map(Access::full).collect();
+        self.grant(address, reserved, &access)
+    }
+
+    /// From now on one device reaches the regions of another, as it does those that the driver allocates.
+    pub(crate) fn let_reach(&mut self, who: c_int, whose: c_int) -> Result<(), c_int> {
+        if who == whose || self.peers.contains(&(who, whose)) {
+            return Ok(());
+        }
+        self.peers.push((who, whose));
+        let regions: Vec<_> = self
+            .regions
+            .iter()
+            .filter(|(_, region)| region.device == whose)
+            .map(|(&at, &it)| (at, it))
+            .collect();
+        regions.into_iter().try_for_each(|(at, region)| self.grant(at, region.reserved, &[Access::full(who)]))
     }
 
     /// Gives a region back; nothing if none begins there. Nobody may use it any more.

@@ -156,6 +156,27 @@ async fn memory_that_other_devices_reach_stays() {
 }
 
 #[tokio::test]
+async fn gpus_reach_each_others_memory_after_a_swap_as_before() {
+    // On a real machine this wants two GPUs.
+    let Some(bench) = Bench::software(2) else { return };
+    let garage = Garage::new(bench, 256);
+    let engine = garage.engine(&["--weights", "2MiB"]).await;
+    let before = number(&engine, json!({"do": "alloc", "bytes": 2 * MIB}), "address");
+    let reach = |address: u64, gpu: i32| {
+        number(&engine, json!({"do": "reach", "address": address, "gpu": gpu}), "flags")
+    };
+    assert_eq!((reach(before, 0), reach(before, 1)), (3, 0));
+    step(&engine, json!({"do": "peer"}));
+    let after = number(&engine, json!({"do": "alloc", "bytes": 2 * MIB}), "address");
+    for _ in 0..2 {
+        for address in [before, after] {
+            assert_eq!((reach(address, 0), reach(address, 1)), (3, 3));
+        }
+        round_trip(&garage, &engine, &[]).await;
+    }
+}
+
+#[tokio::test]
 async fn legacy_ipc_is_refused_for_what_can_be_parked_and_told() {
     let garage = Garage::new(Bench::any(), 256);
     let engine = garage.engine(&["--weights", "2MiB"]).await;

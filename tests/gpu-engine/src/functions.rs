@@ -11,6 +11,8 @@ macro_rules! driver_functions {
             cuDevicePrimaryCtxRetain(*mut *mut c_void, c_int);
             cuCtxSetCurrent(*mut c_void);
             cuCtxSynchronize();
+            cuCtxEnablePeerAccess(*mut c_void, c_uint);
+            cuMemGetAccess(*mut u64, *const Location, u64);
             cuMemGetInfo_v2(*mut usize, *mut usize);
             cuMemAlloc_v2(*mut u64, usize);
             cuMemAllocPitch_v2(*mut u64, *mut usize, usize, usize, c_uint);

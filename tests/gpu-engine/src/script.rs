@@ -120,6 +120,20 @@ impl Script {
                 self.exported.lock().unwrap_or_else(PoisonError::into_inner).push(descriptor);
                 Ok(Value::Null)
             }
+            "peer" => {
+                // GPU 1 is to reach GPU 0's memory.
+                let mut context = NULL;
+                cuda_call!(cuda, cuDevicePrimaryCtxRetain(&raw mut context, 0))?;
+                cuda.use_device(1)?;
+                let reached = cuda_call!(cuda, cuCtxEnablePeerAccess(context, 0));
+                cuda.use_device(0)?;
+                reached.map(|()| Value::Null)
+            }
+            "reach" => {
+                let (mut flags, location) = (0, Location { kind: 1, id: number("gpu") as i32 });
+                cuda_call!(cuda, cuMemGetAccess(&raw mut flags, &raw const location, address))?;
+                Ok(json!({"flags": flags}))
+            }
             "dma-buf" => {
                 /// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
                 const DMA_BUF: i32 = 1;

@@ -164,6 +164,11 @@ driver_api! {
         if out.is_null() { Ok(()) } else { put(out, popped as Handle) }
     }
 
+    gated fn cuCtxEnablePeerAccess(peer: Handle, _flags: c_uint) {
+        current_ordinal()?;
+        number(peer).map(|_| ())
+    }
+
     open fn cuCtxGetDevice(device: *mut c_int) { put(device, current_ordinal()?) }
 
     gated fn cuCtxSynchronize() {

@@ -74,10 +74,16 @@ struct State {
     physical: BTreeMap<u64, Physical>,
     reserved: BTreeMap<u64, usize>,
     mapped: BTreeMap<u64, Mapping>,
+    /// Flags of each device at each mapping.
+    access: BTreeMap<(u64, c_int), c_int>,
 }
 
-static STATE: Mutex<State> =
-    Mutex::new(State { physical: BTreeMap::new(), reserved: BTreeMap::new(), mapped: BTreeMap::new() });
+static STATE: Mutex<State> = Mutex::new(State {
+    physical: BTreeMap::new(),
+    reserved: BTreeMap::new(),
+    mapped: BTreeMap::new(),
+    access: BTreeMap::new(),
+});
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(0x5000_0001);
 
 fn with<T>(action: impl FnOnce(&mut State) -> T) -> T {
@@ -278,6 +284,7 @@ fn unmap(address: u64, bytes: usize) -> Outcome {
         for (at, mapping) in state.mappings(address, bytes)? {
             barren(Some(at), mapping.bytes)?;
             state.mapped.remove(&at);
+            state.access.retain(|(mapped, _), _| *mapped != at);
             if let Some(physical) = state.physical.get_mut(&mapping.handle) {
                 physical.mappings -= 1;
             }
@@ -294,7 +301,12 @@ fn set_access(address: u64, bytes: usize, access: &[Access]) -> Outcome {
         Some(0) => libc::PROT_NONE,
         _ => return Err(Error::INVALID_VALUE),
     };
-    with(|state| state.mappings(address, bytes))?;
+    with(|state| {
+        for (at, _) in state.mappings(address, bytes)? {
+            state.access.extend(access.iter().map(|it| ((at, it.location.id), it.flags)));
+        }
+        Ok(())
+    })?;
     // SAFETY: the range consists of mappings that this module made.
     if unsafe { libc::mprotect(address as *mut c_void, bytes, protection) } != 0 {
         return Err(Error::OPERATING_SYSTEM);
@@ -345,6 +357,17 @@ driver_api! {
         }
         // SAFETY: not null, and the driver's contract has the caller pass `count` of them.
         set_access(address, bytes, unsafe { std::slice::from_raw_parts(access, count) })
+    }
+
+    gated fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const Location, address: u64) {
+        // SAFETY: the driver's contract has the caller pass a location, or null, which is refused.
+        let location = unsafe { location.as_ref() }.ok_or(Error::INVALID_VALUE)?;
+        let found = with(|state| {
+            let (at, mapping) = state.mapped.range(..=address).next_back()?;
+            (address < at + mapping.bytes as u64).then_some(())?;
+            Some(state.access.get(&(*at, location.id)).copied().unwrap_or(0))
+        });
+        put(flags, found.ok_or(Error::INVALID_VALUE)? as c_ulonglong)
     }
 
     gated fn cuMemRetainAllocationHandle(out: *mut u64, address: *mut c_void) {
