@@ -117,6 +117,15 @@ impl Core {
         at(&self.state.borrow())
     }
 
+    /// How many moves there have been; `None` while an engine moves.
+    pub(super) fn at_rest(&self) -> Option<u64> {
+        self.look(|state| {
+            let mut models = (0..state.slots.len()).map(|at| ModelId(at as u32));
+            let moving = models.any(|id| state.scheduler.state(id).is_moving());
+            (!moving).then(|| state.history.total())
+        })
+    }
+
     /// Tells the scheduler what happened and carries out what it asks for. May be called while effects are being
     /// carried out (a receiver that is gone gives its lease back): the event then follows in order.
     pub fn post(&self, event: Event) {
@@ -297,8 +306,8 @@ impl State {
             Effect::Warm { model } => self.order(model, Order::Warm),
             Effect::Start { model } => self.order(model, Order::Start),
             Effect::Stop { model } => self.order(model, Order::Stop),
-            Effect::SwapOut { model, in_flight } => {
-                self.order(model, Order::SwapOut { in_flight, free: None })
+            Effect::SwapOut { model, in_flight, free } => {
+                self.order(model, Order::SwapOut { in_flight, free })
             }
             Effect::SwapIn { model } => self.order(model, Order::SwapIn),
             Effect::Dispatch { request, model, waited, swapping } => {

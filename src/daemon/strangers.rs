@@ -1,6 +1,6 @@
 //! Other people's memory on a shared GPU: the ledger's capacity follows what is really there for this run.
 //!
-//! What a GPU has for us is what NVML calls free and what our own processes hold. A stranger who comes makes it less, one
+//! What a GPU has for us is what NVML calls free and what our own processes hold, while none of them moves. A stranger who comes makes it less, one
 //! who goes makes it more. NVML can lag behind a swap, and the two questions are not asked at one moment: so a change
 //! counts when two looks in a row agree on it.
 
@@ -26,7 +26,10 @@ pub async fn watch(core: Rc<Core>, client: GpuClient, mut has: Resources) {
     let mut before = has.gpu_free.clone();
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let Some(now) = ours_and_free(&client, has.gpu_free.len()).await else { continue };
+        let rest = core.at_rest();
+        let seen = ours_and_free(&client, has.gpu_free.len()).await;
+        // Bytes on their way are nobody's: the driver has taken them from the process, or NVML has not seen them yet.
+        let Some(now) = seen.filter(|_| rest.is_some() && rest == core.at_rest()) else { continue };
         let settled = |gpu: usize| !differ(before[gpu], now[gpu]) && differ(has.gpu_free[gpu], now[gpu]);
         let changed: Vec<usize> = (0..now.len()).filter(|gpu| settled(*gpu)).collect();
         for gpu in &changed {

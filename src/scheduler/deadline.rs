@@ -31,7 +31,7 @@ impl Scheduler {
                 model.asks_in.remove(0);
             }
             if !self.draining && idle_until(&self.models[index]).is_some_and(|until| until <= now) {
-                self.go_out(ModelId(index as u32), now, OutWhy::IdleTtl, fx);
+                self.go_out(ModelId(index as u32), now, None, OutWhy::IdleTtl, fx);
             }
         }
     }

@@ -67,8 +67,14 @@ pub enum Effect {
     Start { model: ModelId },
     /// Stop the engine and free everything it holds.
     Stop { model: ModelId },
-    /// Swap the engine out. With `in_flight` requests still open, only a mechanism that keeps streams is asked.
-    SwapOut { model: ModelId, in_flight: u32 },
+    /// Swap the engine out. With `in_flight` requests still open, only a mechanism that keeps streams is asked. `free`: at
+    /// least so many bytes on each GPU, where less than all of it will do; an engine that is out in part frees more.
+    SwapOut {
+        model: ModelId,
+        in_flight: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        free: Option<Bytes>,
+    },
     /// Swap the engine in; the bytes are reserved and were seen to be free.
     SwapIn { model: ModelId },
     /// Grant the request its lease. `waited`: from arrival; `swapping`: the part of it in which the model swapped in.
@@ -141,6 +147,9 @@ pub struct SwapMeasure {
     pub resident: Footprint,
     /// What it takes while out, as measured or expected.
     pub out: Footprint,
+    /// Whether a part of it is still where it computes: `out` is then more than a whole swap-out leaves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// How long this move took.
     pub took: Duration,
     /// Bytes that crossed the bus, where known.

@@ -52,12 +52,15 @@ impl Scheduler {
         if model.state != State::SwappingOut {
             return;
         }
-        model.timing.swap_out = Some(measure.took);
+        if !measure.partial {
+            model.timing.swap_out = Some(measure.took);
+        }
         model.swaps_out += 1;
         model.faults.refusals = 0;
         model.learn(measure);
-        let out = model.out.clone();
-        self.ledger.correct(&mut model.held, out);
+        model.left = if measure.partial { measure.out.clone() } else { model.out.clone() };
+        let left = model.left.clone();
+        self.ledger.correct(&mut model.held, left);
         model.enter(State::Out, now);
         model.answer_asks_out(Ok(()), fx);
         self.settle(now, fx);
@@ -94,8 +97,8 @@ impl Scheduler {
         if model.state != State::SwappingIn {
             return;
         }
-        let out = model.out.clone();
-        self.ledger.correct(&mut model.held, out);
+        let left = model.left.clone();
+        self.ledger.correct(&mut model.held, left);
         model.enter(State::Out, now);
         model.answer_asks_out(Ok(()), fx);
         self.failed(id, fault, now, fx);

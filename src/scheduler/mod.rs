@@ -21,8 +21,8 @@
 //! | `Cold` | nothing | wait for a start |
 //! | `Starting` | the larger of `starting` and `resident` | wait |
 //! | `Resident` | `resident` | are dispatched at once; closed (*leaving*): new ones wait, those in flight finish |
-//! | `SwappingOut`, `SwappingIn` | the larger of `resident` and `out` | wait; those in flight are paused |
-//! | `Out` | `out` | wait; those in flight are paused, and want it back |
+//! | `SwappingOut`, `SwappingIn` | the larger of what it held and what it will hold | wait; those in flight are paused |
+//! | `Out` | `out`, or more if only a part of it went | wait; those in flight are paused, and want it back |
 //! | `Stopping` | what it held | wait |
 //! | `Failed` | nothing | are rejected |
 //!
@@ -32,6 +32,8 @@
 //!   reported done. Only a measured footprint can be over the capacity; then nothing more begins there.
 //! - *Order* ([`mod@placement`]): whoever waits longest is placed first, and what it needs stays promised to it.
 //! - *Victims* ([`mod@policy`]): the cheapest set that covers what is missing; idle before busy; never a pinned one.
+//! - *Parts*: a victim whose mechanism can frees only what is missing and is `Out` all the same; it frees more (from `Out`
+//!   to `SwappingOut` again) when somebody needs that too.
 //! - *Busy victims*: closed when they have been resident for `min_resident` and the waiting side has waited `patience`
 //!   (less, the more it outweighs the busy side); drained; after `drain_limit` swapped out in mid-generation if their
 //!   streams survive that, else drained on.

@@ -4,12 +4,13 @@ use super::{
     demand::{Demand, Rate, Urgency},
     event::{EngineFault, SwapMeasure},
     explain::History,
+    policy::at_most,
     queue::Queue,
     spec::ModelSpec,
     state::State,
     warm::Warm,
 };
-use crate::units::{Footprint, MechanismKind, ModelId, Moment};
+use crate::units::{Bytes, Footprint, MechanismKind, ModelId, Moment};
 use smallvec::SmallVec;
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ pub(super) struct Model {
     /// What it takes while resident and while out, as known now.
     pub(super) resident: Footprint,
     pub(super) out: Footprint,
+    /// What it holds while out: `out`, or more after a part of it went out.
+    pub(super) left: Footprint,
+    /// In `SwappingOut`: bytes to be freed on each GPU; `None`: all it can.
+    pub(super) share: Option<Bytes>,
     /// What the ledger counts for it.
     pub(super) held: Footprint,
     pub(super) queue: Queue,
@@ -106,6 +111,8 @@ impl Model {
             keeps_streams: spec.keeps_streams,
             resident: spec.resident.clone(),
             out: spec.out.clone(),
+            left: Footprint::default(),
+            share: None,
             held: Footprint::default(),
             queue: Queue::default(),
             leases: 0,
@@ -185,11 +192,25 @@ impl Model {
         self.held.max(&self.out)
     }
 
+    /// Whether its mechanism can free a part of its GPU memory alone.
+    pub(super) fn can_go_in_part(&self) -> bool {
+        self.mechanism == Some(MechanismKind::Park)
+    }
+
+    /// Whether it is out and holds GPU memory that it could free as well.
+    pub(super) fn has_more_to_free(&self) -> bool {
+        let more = self.held.minus(&self.out);
+        self.state == State::Out && more.gpu.iter().any(|bytes| !bytes.is_zero())
+    }
+
     /// What the move under way frees when it ends.
     pub(super) fn will_free(&self) -> Footprint {
         match self.state {
             State::Starting | State::SwappingIn => self.held.minus(&self.resident),
-            State::SwappingOut => self.held.minus(&self.out),
+            State::SwappingOut => {
+                let all = self.held.minus(&self.out);
+                self.share.map_or(all.clone(), |bytes| at_most(&all, bytes))
+            }
             State::Stopping => self.held.clone(),
             State::Cold | State::Resident | State::Out | State::Failed => Footprint::default(),
         }
@@ -222,6 +243,8 @@ impl Model {
         if !measure.resident.is_zero() {
             self.resident = measure.resident.clone();
         }
-        self.out = measure.out.clone();
+        if !measure.partial {
+            self.out = measure.out.clone();
+        }
     }
 }

@@ -14,10 +14,10 @@ use super::{
     event::Effect,
     explain::{OutWhy, What},
     model::{Leaving, Why},
-    policy::{Candidate, Choice, Kind, choose},
+    policy::{Candidate, Choice, Kind, at_most, choose},
     state::State,
 };
-use crate::units::{Footprint, ModelId, Moment};
+use crate::units::{Bytes, Footprint, ModelId, Moment};
 
 /// What the models ahead in the line have been given.
 struct Line {
@@ -25,10 +25,20 @@ struct Line {
     promised: Footprint,
     /// What moves under way and chosen victims free.
     freed: Footprint,
-    /// Victim and beneficiary.
-    victims: Vec<(ModelId, Option<ModelId>)>,
+    victims: Vec<Victim>,
     /// Those who begin as soon as moves under way are over.
     next: Vec<ModelId>,
+}
+
+/// An engine that was chosen to make room.
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    model: ModelId,
+    /// For whom; `None`: because the ledger is over its capacity.
+    whom: Option<ModelId>,
+    /// Bytes to free on each GPU, where that is less than all it could.
+    share: Option<Bytes>,
+    kind: Kind,
 }
 
 impl Scheduler {
@@ -78,6 +88,11 @@ impl Scheduler {
         }
         let model = &self.models[id.index()];
         let need = model.coming_in().minus(&model.held);
+        if line.victims.iter().any(|victim| victim.model == id) {
+            // It is out and gives more for somebody ahead of it.
+            line.promised = line.promised.plus(&need);
+            return;
+        }
         if self.waits_for_quiet(id, now, line) {
             self.keep_victims(id, line);
             line.promised = line.promised.plus(&need);
@@ -94,7 +109,7 @@ impl Scheduler {
             let candidates = self.candidates(now, Some((id, demand)), line);
             match choose(now, &lack, &candidates) {
                 Choice::Go(victims) => {
-                    line.take(&victims, &candidates, Some(id));
+                    line.take(&victims, &candidates, &lack, Some(id));
                     if victims.iter().all(|victim| self.may_go_now(*victim, now)) {
                         line.next.push(id);
                     }
@@ -114,8 +129,8 @@ impl Scheduler {
             let ahead = self.model(*ahead);
             ahead.shares_gpu(model) && (ahead.will_measure() || model.will_measure())
         };
-        let leaves = |(victim, _): &(ModelId, Option<ModelId>)| {
-            self.may_go_now(*victim, now) && self.model(*victim).shares_gpu(model)
+        let leaves = |victim: &Victim| {
+            self.may_go_now(victim.model, now) && self.model(victim.model).shares_gpu(model)
         };
         self.measured_beside(id).is_some()
             || line.next.iter().any(in_the_way)
@@ -125,10 +140,10 @@ impl Scheduler {
     /// While `id` waits for quiet, who drains for it already drains on; nobody else is asked to leave.
     fn keep_victims(&self, id: ModelId, line: &mut Line) {
         for (victim, model) in self.models_by_id() {
-            let taken = line.victims.iter().any(|(other, _)| *other == victim);
+            let taken = line.victims.iter().any(|other| other.model == victim);
             if !taken && !model.pinned && model.leaving.is_some_and(|leaving| leaving.why == Why::Room(id)) {
                 line.freed = line.freed.plus(&model.held.minus(&model.out));
-                line.victims.push((victim, Some(id)));
+                line.victims.push(Victim { model: victim, whom: Some(id), share: None, kind: Kind::Idle });
             }
         }
     }
@@ -165,7 +180,7 @@ impl Scheduler {
         if !lack.is_zero() {
             let candidates = self.candidates(now, None, line);
             if let Choice::Go(victims) = choose(now, &lack, &candidates) {
-                line.take(&victims, &candidates, None);
+                line.take(&victims, &candidates, &lack, None);
             }
         }
     }
@@ -174,7 +189,7 @@ impl Scheduler {
     fn candidates(&self, now: Moment, whom: Option<(ModelId, Demand)>, line: &Line) -> Vec<Candidate> {
         let eligible = self.models_by_id().filter(|(id, model)| {
             let wanting = whom.is_some_and(|(whom, _)| whom == *id);
-            let taken = line.victims.iter().any(|(victim, _)| victim == id);
+            let taken = line.victims.iter().any(|victim| victim.model == *id);
             let may = !model.pinned && model.faults.spared_until <= now;
             !wanting && !taken && may && !self.is_held_still(*id)
         });
@@ -190,7 +205,8 @@ impl Scheduler {
                     (model.expected_out() + model.expected_in()).as_secs_f64() * (1.0 + model.weight(now))
                 }
             };
-            Some(Candidate { model: id, frees, kind, cost, last_used: model.last_used })
+            let parts = kind != Kind::Stop && model.can_go_in_part();
+            Some(Candidate { model: id, frees, kind, parts, cost, last_used: model.last_used })
         });
         candidates.collect()
     }
@@ -218,8 +234,12 @@ impl Scheduler {
             }
             State::Resident => may_stop.then_some(Kind::Stop),
             State::Out => {
+                let goes_before = |demand| model.demand().is_none_or(|its| demand < its);
+                if model.has_more_to_free() && self.ledger.has_room(&model.going_out().minus(&model.held)) {
+                    return whom.is_none_or(|(_, demand)| goes_before(demand)).then_some(Kind::Idle);
+                }
                 let (_, demand) = whom.filter(|_| may_stop && model.leases == 0)?;
-                model.demand().is_none_or(|its| demand < its).then_some(Kind::Stop)
+                goes_before(demand).then_some(Kind::Stop)
             }
             _ => None,
         }
@@ -240,16 +260,22 @@ impl Scheduler {
     }
 
     /// Closes the chosen victims, opens those that are no longer needed, and lets go who can go.
-    fn close_and_open(&mut self, now: Moment, victims: &[(ModelId, Option<ModelId>)], fx: &mut Vec<Effect>) {
+    fn close_and_open(&mut self, now: Moment, victims: &[Victim], fx: &mut Vec<Effect>) {
         for index in 0..self.models.len() {
             let id = ModelId(index as u32);
             let model = &mut self.models[index];
-            match victims.iter().find(|(victim, _)| *victim == id) {
-                Some((_, None)) => self.go_out(id, now, OutWhy::OverCapacity, fx),
-                Some((_, Some(whom))) if model.state == State::Out => {
-                    self.stop(id, now, OutWhy::Room { whom: *whom }, fx);
+            let victim = victims.iter().find(|victim| victim.model == id).copied();
+            let share = victim.and_then(|victim| victim.share);
+            match victim {
+                Some(Victim { whom: None, .. }) => self.go_out(id, now, share, OutWhy::OverCapacity, fx),
+                Some(Victim { whom: Some(whom), kind, .. }) if model.state == State::Out => {
+                    let why = OutWhy::Room { whom };
+                    match kind {
+                        Kind::Stop => self.stop(id, now, why, fx),
+                        Kind::Idle | Kind::Busy { .. } => self.go_out(id, now, share, why, fx),
+                    }
                 }
-                Some((_, Some(whom))) => self.close(id, now, *whom),
+                Some(Victim { whom: Some(whom), .. }) => self.close(id, now, whom),
                 None if model.leaving.is_some_and(|leaving| matches!(leaving.why, Why::Room(_))) => {
                     model.leaving = None;
                     model.history.note(now, What::Reopened);
@@ -262,7 +288,7 @@ impl Scheduler {
                     Why::Room(whom) => OutWhy::Room { whom },
                     Why::Asked => OutWhy::Asked,
                 };
-                self.go_out(id, now, why, fx);
+                self.go_out(id, now, share, why, fx);
             }
         }
     }
@@ -282,8 +308,16 @@ impl Scheduler {
     }
 
     /// Begins the swap-out of an engine if it may go now: drained, or drained for too long and its streams survive.
-    /// Where the host has no room for what it takes while out, it is stopped instead.
-    pub(super) fn go_out(&mut self, id: ModelId, now: Moment, why: OutWhy, fx: &mut Vec<Effect>) {
+    /// Where the host has no room for what it takes while out, it is stopped instead. With a `share` only so much of each GPU
+    /// is freed; one that went out in part frees more.
+    pub(super) fn go_out(
+        &mut self,
+        id: ModelId,
+        now: Moment,
+        share: Option<Bytes>,
+        why: OutWhy,
+        fx: &mut Vec<Effect>,
+    ) {
         if self.is_held_still(id) || !self.may_go_now(id, now) {
             return;
         }
@@ -293,7 +327,8 @@ impl Scheduler {
             let in_flight = model.leases;
             model.history.note(now, What::WentOut { why, in_flight });
             model.enter(State::SwappingOut, now);
-            fx.push(Effect::SwapOut { model: id, in_flight });
+            model.share = share;
+            fx.push(Effect::SwapOut { model: id, in_flight, free: share });
         } else if model.leases == 0 {
             self.stop(id, now, why, fx);
         }
@@ -312,10 +347,21 @@ impl Scheduler {
 }
 
 impl Line {
-    fn take(&mut self, victims: &[ModelId], candidates: &[Candidate], whom: Option<ModelId>) {
-        for candidate in candidates.iter().filter(|c| victims.contains(&c.model)) {
-            self.freed = self.freed.plus(&candidate.frees);
+    /// Takes victims on, each for the part of `lack` that those before it leave.
+    fn take(
+        &mut self,
+        victims: &[ModelId],
+        candidates: &[Candidate],
+        lack: &Footprint,
+        whom: Option<ModelId>,
+    ) {
+        let mut lack = lack.clone();
+        for candidate in victims.iter().filter_map(|id| candidates.iter().find(|it| it.model == *id)) {
+            let share = candidate.share_of(&lack);
+            let frees = share.map_or(candidate.frees.clone(), |bytes| at_most(&candidate.frees, bytes));
+            lack = lack.minus(&frees);
+            self.freed = self.freed.plus(&frees);
+            self.victims.push(Victim { model: candidate.model, whom, share, kind: candidate.kind });
         }
-        self.victims.extend(victims.iter().map(|victim| (*victim, whom)));
     }
 }

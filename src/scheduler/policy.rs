@@ -4,7 +4,7 @@
 //! the waiting model's patience has passed, and an engine is stopped (to be started again later) only when nothing else
 //! could ever make the room.
 
-use crate::units::{Footprint, ModelId, Moment};
+use crate::units::{Bytes, Footprint, ModelId, Moment};
 use smallvec::SmallVec;
 
 /// The victims, in the order in which they leave.
@@ -17,10 +17,31 @@ pub(super) struct Candidate {
     /// What its leaving frees.
     pub(super) frees: Footprint,
     pub(super) kind: Kind,
+    /// Whether it can free a part of its GPU memory alone.
+    pub(super) parts: bool,
     /// Seconds of work and of expected delay that its leaving costs.
     pub(super) cost: f64,
     /// When it last had a request; of two that cost the same the one that was used longer ago goes.
     pub(super) last_used: Moment,
+}
+
+impl Candidate {
+    /// What it has to free on each GPU, where a part of it covers `lack`: the coldest first, and the rest need not move. A
+    /// small remainder is not worth a second move.
+    pub(super) fn share_of(&self, lack: &Footprint) -> Option<Bytes> {
+        let wanted = lack.masked_by(&self.frees);
+        if !self.parts || !wanted.host.is_zero() || !wanted.pool.is_zero() || wanted.slots > 0 {
+            return None;
+        }
+        let share = wanted.gpu.iter().max().copied().filter(|share| !share.is_zero())?;
+        let most = self.frees.gpu.iter().max().copied().unwrap_or_default();
+        (share.0 <= most.0 / 8 * 7).then_some(share)
+    }
+}
+
+/// The GPU bytes of a footprint, at most `bytes` on each GPU.
+pub(super) fn at_most(frees: &Footprint, bytes: Bytes) -> Footprint {
+    Footprint { gpu: frees.gpu.iter().map(|its| *its.min(&bytes)).collect(), ..Footprint::default() }
 }
 
 /// What its leaving means for others.
@@ -130,11 +151,17 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Bytes;
 
     fn candidate(model: u32, gib: u64, kind: Kind, cost: f64) -> Candidate {
         let frees = Footprint::on_gpus(&[0], Bytes::gib(gib));
-        Candidate { model: ModelId(model), frees, kind, cost, last_used: Moment(u64::from(model)) }
+        Candidate {
+            model: ModelId(model),
+            frees,
+            kind,
+            parts: false,
+            cost,
+            last_used: Moment(u64::from(model)),
+        }
     }
 
     fn chosen(lack: u64, candidates: &[Candidate]) -> Choice {
@@ -166,6 +193,16 @@ mod tests {
             go(&[3]),
             "one that is cheaper than three"
         );
+    }
+
+    #[test]
+    fn a_part_is_enough_where_it_covers_the_lack() {
+        let parked = Candidate { parts: true, ..candidate(0, 40, Kind::Idle, 1.0) };
+        let lack = |gib| Footprint::on_gpus(&[0], Bytes::gib(gib));
+        assert_eq!(parked.share_of(&lack(10)), Some(Bytes::gib(10)));
+        assert_eq!(parked.share_of(&lack(39)), None, "all of it, for the little that would stay");
+        assert_eq!(parked.share_of(&lack(60)), None);
+        assert_eq!(candidate(0, 40, Kind::Idle, 1.0).share_of(&lack(10)), None);
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl State {
             Starting => matches!(next, Resident | Cold | Failed),
             Resident => matches!(next, SwappingOut | Stopping | Cold),
             SwappingOut => matches!(next, Out | Resident | Cold),
-            Out => matches!(next, SwappingIn | Stopping | Cold),
+            Out => matches!(next, SwappingIn | SwappingOut | Stopping | Cold),
             SwappingIn => matches!(next, Resident | Out | Cold),
             Stopping => matches!(next, Cold),
             Failed => matches!(next, Cold),

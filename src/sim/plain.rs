@@ -123,7 +123,7 @@ impl Plain {
         for (at, engine) in self.engines.iter_mut().enumerate() {
             if engine.place == Place::Closed && engine.leases == 0 {
                 engine.place = Place::GoingOut;
-                effects.push(Effect::SwapOut { model: ModelId(at as u32), in_flight: 0 });
+                effects.push(Effect::SwapOut { model: ModelId(at as u32), in_flight: 0, free: None });
             }
         }
     }

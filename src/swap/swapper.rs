@@ -184,6 +184,7 @@ impl Swapper {
         // The two mechanisms that end the engine's process on purpose are not watched for its end.
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
+        let partial = log.free.is_some() && kind == MechanismKind::Park;
         let moved = async {
             match way {
                 Way::Out { .. } => mechanism.swap_out(engine, &mut log).await,
@@ -216,7 +217,7 @@ impl Swapper {
                 }
             }
         }
-        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, ..self.measure() })
+        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, partial, ..self.measure() })
     }
 
     /// What is known of the engine's footprints under the rung in use; a move's own times are left zero.

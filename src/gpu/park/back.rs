@@ -2,6 +2,7 @@
 //!
 //! The pool keeps its copies: what has not changed by the next time need not be copied again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cuda::OUT_OF_MEMORY;
@@ -32,8 +33,9 @@ impl MemoryServer {
         self.pool.inherited_is_pinned();
         let mut course = Course::new();
         let deadline = Instant::now() + wait;
+        let mut used = Vec::new();
         loop {
-            match self.bring_in_once(process, verify, &mut course) {
+            match self.bring_in_once(process, verify, &mut course, &mut used) {
                 Err(refusal) if refusal.code == OUT_OF_MEMORY && Instant::now() < deadline => {
                     std::thread::sleep(RETRY);
                 }
@@ -47,10 +49,18 @@ impl MemoryServer {
         process.moved = Instant::now();
         course.moved.pool = process.pool_bytes();
         course.phase("open");
+        // The engine runs; what the server had mapped of its memory need not be gone for that.
+        used.into_iter().for_each(Work::clear_away);
         Ok(course)
     }
 
-    fn bring_in_once(&self, process: &mut Process, verify: bool, course: &mut Course) -> Result<(), Refusal> {
+    fn bring_in_once(
+        &self,
+        process: &mut Process,
+        verify: bool,
+        course: &mut Course,
+        used: &mut Vec<Work>,
+    ) -> Result<(), Refusal> {
         let entries = process.chunks(&self.pool)?;
         for device in &self.devices {
             let away: Vec<u64> = entries
@@ -66,19 +76,19 @@ impl MemoryServer {
                 return Err(in_the_way(process.link.pid(), &text));
             }
             device.enter()?;
-            self.bring_in_to(device, process, &away, verify, course)?;
+            used.push(self.bring_in_to(device, process, &away, verify, course)?);
         }
         Ok(())
     }
 
     fn bring_in_to(
         &self,
-        device: &Device,
+        device: &Arc<Device>,
         process: &Process,
         away: &[u64],
         verify: bool,
         course: &mut Course,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Work, Refusal> {
         let mut work = device.bench()?;
         let mut begun = Vec::new();
         let restored = process.link.restore(away, |entries, descriptors| {
@@ -102,16 +112,16 @@ impl MemoryServer {
             true => compare(&work, &begun, &process.ledger),
             false => Ok(()),
         });
-        let numbers: Vec<u64> = work.pieces().iter().map(|piece| piece.number).collect();
-        let off = work.let_go(&numbers);
         // Chunks before a refusal of the driver are back for good.
         let numbers: Vec<u64> = begun.iter().map(|it| it.number).collect();
         let kept = seen.and_then(|()| process.link.filled(&numbers));
         if kept.is_ok() {
             begun.iter().for_each(|it| it.count(course));
         }
-        let outcome = kept.and(restored).and(off);
-        outcome.map_err(|refusal| match give_up_unfilled(process) {
+        let Err(refusal) = kept.and(restored) else { return Ok(work) };
+        // What was made and not filled is free when both sides have let go of it.
+        drop(work);
+        Err(match give_up_unfilled(process) {
             Ok(()) => refusal,
             Err(second) => and_then(refusal, "what was made for it could not be given up", &second),
         })

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cuda::{self, Access, Handle, Location, check};
 use super::server::invalid;
@@ -92,13 +92,14 @@ impl Device {
     ///
     /// # Errors
     /// The driver's refusal.
-    pub(super) fn bench(&self) -> Result<Work<'_>, Refusal> {
+    pub(super) fn bench(self: &Arc<Self>) -> Result<Work, Refusal> {
         let kept = self.benches.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bench = match kept {
             Some(bench) => bench,
             None => self.new_bench()?,
         };
-        Ok(Work { device: self, bench: Some(bench), pieces: Vec::new(), granted: 0, end: 0, turn: 0 })
+        let device = Arc::clone(self);
+        Ok(Work { device, bench: Some(bench), pieces: Vec::new(), granted: 0, end: 0, turn: 0 })
     }
 
     fn room(&self) -> u64 {
@@ -187,8 +188,8 @@ pub(super) struct Piece {
 
 /// A workbench in use. What is on it is taken off when it is dropped.
 #[derive(Debug)]
-pub(super) struct Work<'a> {
-    device: &'a Device,
+pub(super) struct Work {
+    device: Arc<Device>,
     /// There until it is dropped.
     bench: Option<Bench>,
     pieces: Vec<Piece>,
@@ -197,7 +198,18 @@ pub(super) struct Work<'a> {
     turn: usize,
 }
 
-impl Work<'_> {
+impl Work {
+    /// Takes everything off the bench, in a thread of its own: whoever is waiting need not wait for that.
+    pub(super) fn clear_away(self) {
+        let clear = move || {
+            // Without a context nothing can be taken off, and the bench is given up.
+            let _ = self.device.enter();
+            drop(self);
+        };
+        // Where no thread can be had the closure is dropped at once, and the bench with it.
+        let _ = std::thread::Builder::new().name("clear away".to_owned()).spawn(clear);
+    }
+
     fn bench(&self) -> &Bench {
         self.bench.as_ref().expect("a workbench in use has one until it is dropped")
     }
@@ -414,7 +426,7 @@ impl Work<'_> {
     }
 }
 
-impl Drop for Work<'_> {
+impl Drop for Work {
     fn drop(&mut self) {
         // A bench whose streams or mappings are broken is not used again.
         let pieces = std::mem::take(&mut self.pieces);

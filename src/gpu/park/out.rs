@@ -128,9 +128,15 @@ impl MemoryServer {
             mark.wait()?;
             self.note(process, group);
             let numbers: Vec<u64> = group.iter().map(|chunk| chunk.number).collect();
-            work.let_go(&numbers)?;
             process.away = true;
-            process.link.release(&numbers)?;
+            // The memory is free when both sides have let go of it.
+            let link = &process.link;
+            let (ours, theirs) = std::thread::scope(|scope| {
+                let theirs = scope.spawn(|| link.release(&numbers));
+                let ours = work.let_go(&numbers);
+                (ours, theirs.join().unwrap_or_else(|_| Err(invalid("a thread of the memory server broke"))))
+            });
+            theirs.and(ours)?;
             for chunk in group {
                 course.moved.bytes += chunk.bytes;
                 course.moved.copied += (chunk.changed.len() * BLOCK) as u64;

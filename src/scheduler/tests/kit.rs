@@ -111,6 +111,8 @@ pub(super) struct Desk {
     pub(super) scheduler: Scheduler,
     pub(super) now: Moment,
     pub(super) effects: Vec<Effect>,
+    /// Engines that keep their streams are parked, and so can go out in part.
+    pub(super) parks: bool,
     next_request: u64,
 }
 
@@ -123,7 +125,7 @@ impl Desk {
     pub(super) fn with_gpus(gpus: usize, models: Vec<ModelBuilder>) -> Self {
         let models = models.into_iter().map(ModelBuilder::build).collect();
         let scheduler = Scheduler::new(setup(models, gpus));
-        Desk { scheduler, now: Moment::ZERO, effects: Vec::new(), next_request: 0 }
+        Desk { scheduler, now: Moment::ZERO, effects: Vec::new(), parks: false, next_request: 0 }
     }
 
     /// Booted: every engine was started and answered at once; whoever did not fit is out.
@@ -156,7 +158,17 @@ impl Desk {
             Effect::Warm { model } => Some(Event::Warmed { model }),
             Effect::Start { model } => Some(Event::Started { model, measure: self.measure(model) }),
             Effect::SwapIn { model } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
-            Effect::SwapOut { model, .. } => Some(Event::SwappedOut { model, measure: self.measure(model) }),
+            Effect::SwapOut { model, free, .. } => {
+                let mut measure = self.measure(model);
+                if let Some(free) = free {
+                    let whole = measure.out;
+                    let gpu = self.scheduler.model(model).held.gpu.iter().enumerate();
+                    let gpu = gpu.map(|(at, held)| held.saturating_sub(free).max(whole.on_gpu(at))).collect();
+                    measure.out = Footprint { gpu, ..whole };
+                    measure.partial = true;
+                }
+                Some(Event::SwappedOut { model, measure })
+            }
             Effect::Stop { model } => Some(Event::Stopped { model }),
             _ => None,
         }
@@ -167,7 +179,11 @@ impl Desk {
         let view = self.scheduler.view(model);
         let took = Duration::from_secs(1);
         let keeps = self.scheduler.model(model).keeps_streams;
-        let mechanism = Some(if keeps { MechanismKind::Park } else { MechanismKind::Sleep });
+        let mechanism = Some(match (keeps, self.parks) {
+            (true, true) => MechanismKind::Park,
+            (true, false) => MechanismKind::Checkpoint,
+            (false, _) => MechanismKind::Sleep,
+        });
         SwapMeasure { mechanism, resident: view.resident, out: view.out, took, ..SwapMeasure::default() }
     }
 
@@ -243,8 +259,11 @@ impl Desk {
                 Effect::Warm { model } => format!("warm {}", name(model)),
                 Effect::Start { model } => format!("start {}", name(model)),
                 Effect::Stop { model } => format!("stop {}", name(model)),
-                Effect::SwapOut { model, in_flight: 0 } => format!("out {}", name(model)),
-                Effect::SwapOut { model, in_flight } => format!("out {} with {in_flight}", name(model)),
+                Effect::SwapOut { model, in_flight, free } => {
+                    let with = if in_flight > 0 { format!(" with {in_flight}") } else { String::new() };
+                    let part = free.map(|bytes| format!(", {bytes} of it")).unwrap_or_default();
+                    format!("out {}{with}{part}", name(model))
+                }
                 Effect::SwapIn { model } => format!("in {}", name(model)),
                 Effect::Dispatch { request, waited, swapping, .. } => {
                     format!("dispatch {} after {}s ({}s)", request.0, waited.as_secs(), swapping.as_secs())

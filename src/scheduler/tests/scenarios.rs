@@ -456,3 +456,48 @@ fn two_that_keep_streams_take_turns_of_their_least_residency() {
     desk.release(first);
     desk.release(second);
 }
+
+/// Parked engines of these sizes, each started.
+fn parked(models: Vec<ModelBuilder>) -> Desk {
+    let mut desk = Desk::new(models.into_iter().map(ModelBuilder::keeping_streams).collect());
+    desk.parks = true;
+    desk.boot();
+    desk
+}
+
+#[test]
+fn of_two_parked_engines_only_what_does_not_fit_moves() {
+    let mut desk = parked(vec![model("a", 45), model("b", 45)]);
+    assert_eq!((desk.state("a"), desk.state("b")), (State::Out, State::Resident));
+    for (wanted, other) in [("a", "b"), ("b", "a"), ("a", "b")] {
+        let request = desk.request(wanted);
+        assert_eq!(desk.transcript(), format!("out {other}, 10.0 GiB of it"));
+        let out =
+            desk.done(&Effect::SwapOut { model: desk.id(other), in_flight: 0, free: Some(Bytes::gib(10)) });
+        desk.tell(out.expect("a swap-out ends"));
+        assert_eq!(desk.transcript(), format!("in {wanted}"));
+        assert_eq!(desk.scheduler.model(desk.id(other)).held.on_gpu(0), Bytes::gib(35));
+        desk.finish(wanted);
+        desk.release(request);
+        desk.transcript();
+        desk.pass(10);
+    }
+}
+
+#[test]
+fn what_a_parked_engine_kept_goes_when_somebody_needs_it_too() {
+    let mut desk = parked(vec![model("a", 45), model("b", 45), model("c", 70)]);
+    for name in ["a", "b"] {
+        let request = desk.request(name);
+        desk.run_moves();
+        desk.release(request);
+        desk.pass(10);
+    }
+    desk.transcript();
+    // a has 35 GiB left on the GPU, b all of its 45: neither alone makes room for 70.
+    desk.request("c");
+    desk.run_moves();
+    let asked = desk.transcript();
+    assert_eq!(desk.state("c"), State::Resident);
+    assert!(!asked.contains("stop"), "nobody has to start again: {asked}");
+}

@@ -60,6 +60,10 @@ struct Engine {
     up: bool,
     /// What it holds.
     holds: Footprint,
+    /// What it held when it was last seen out.
+    left: Footprint,
+    /// In a move out: bytes that will do on each GPU.
+    part: Option<Bytes>,
     moving: Option<Move>,
     /// How many processes there have been.
     life: u32,
@@ -320,15 +324,24 @@ impl World {
                 Event::SwappedIn { model, measure }
             }
             (Move::Out, Outcome::Done | Outcome::Measured(_)) => {
+                let mut measure = measure;
+                if let Some(part) = engine.part.take() {
+                    measure.partial = true;
+                    let gpu = engine.holds.gpu.iter().enumerate();
+                    let kept = gpu.map(|(at, held)| held.saturating_sub(part).max(spec.out.on_gpu(at)));
+                    measure.out.gpu = kept.collect();
+                }
                 engine.holds = measure.out.clone();
+                engine.left = measure.out.clone();
                 Event::SwappedOut { model, measure }
             }
             (Move::In, Outcome::Refused { retry }) => {
-                engine.holds = spec.out.clone();
+                engine.holds = engine.left.clone();
                 Event::SwapInFailed { model, fault: fault(retry), lost: false }
             }
             (Move::Out, Outcome::Refused { retry }) => {
                 engine.up = true;
+                engine.part = None;
                 engine.holds = self.scheduler.view(model).resident;
                 Event::SwapOutFailed { model, fault: fault(retry), lost: false }
             }
@@ -401,7 +414,7 @@ impl World {
                 self.begin(model, Move::Stop, holds);
                 self.engines[model.index()].up = false;
             }
-            Effect::SwapOut { model, in_flight } => self.swap_out(model, in_flight),
+            Effect::SwapOut { model, in_flight, free } => self.swap_out(model, in_flight, free),
             Effect::Dispatch { request, model, waited, .. } => {
                 let (wanted, arrived) = self.waiting.remove(&request).expect("only who waits is dispatched");
                 assert_eq!((wanted, self.now.since(arrived)), (model, waited));
@@ -420,14 +433,16 @@ impl World {
         }
     }
 
-    fn swap_out(&mut self, model: ModelId, in_flight: u32) {
+    fn swap_out(&mut self, model: ModelId, in_flight: u32, free: Option<Bytes>) {
         let spec = &self.specs[model.index()];
         let engine = &self.engines[model.index()];
-        assert!(engine.up, "swapped out twice");
+        let more = engine.holds.minus(&self.scheduler.view(model).out);
+        let again = !engine.up && more.gpu.iter().any(|bytes| !bytes.is_zero());
+        assert!(engine.up || again, "swapped out twice");
         assert!(!spec.pin || self.asked_out(model), "a pinned engine was chosen");
         let leases = self.leases(model);
         assert_eq!(leases, in_flight as usize);
-        if in_flight > 0 {
+        if in_flight > 0 && !again {
             assert!(spec.keeps_streams, "its streams would be lost");
             let resident = self.now.since(engine.resident_since);
             let drained =
@@ -439,7 +454,10 @@ impl World {
         self.begin(model, Move::Out, next);
         let engine = &mut self.engines[model.index()];
         engine.up = false;
-        engine.paused = (in_flight > 0).then_some(self.now);
+        engine.part = free;
+        if !again {
+            engine.paused = (in_flight > 0).then_some(self.now);
+        }
     }
 
     /// A move begins. What it takes more is there.
