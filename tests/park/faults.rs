@@ -80,9 +80,14 @@ impl Scene {
     }
 
     fn server_pid(&self) -> i32 {
+        self.server_pid_but(&[self.engine.pid()])
+    }
+
+    /// The gpu server where these engines run.
+    fn server_pid_but(&self, engines: &[i32]) -> i32 {
         let lab = self.garage.bench.lab().expect("a software machine");
         let mut pids = lab.table().processes().filter_map(|record| record.pid());
-        pids.find(|pid| *pid != self.engine.pid()).expect("the gpu server uses the driver")
+        pids.find(|pid| !engines.contains(pid)).expect("the gpu server uses the driver")
     }
 
     fn fault(&self, line: &str) {
@@ -348,6 +353,27 @@ async fn a_gpu_server_killed_while_engines_are_out_or_on_the_way_in_loses_nothin
     assert_eq!(scene.garage.out(&scene.engine).await.copied, 0);
     scene.garage.back(&scene.engine).await;
     scene.check();
+}
+
+#[tokio::test]
+async fn of_an_engines_processes_all_come_back_after_a_gpu_server_is_killed() {
+    let Some(scene) = Scene::new().await else { return };
+    let second = scene.garage.engine(&["--weights", "8MiB"]).await;
+    let both = vec![scene.engine.pid(), second.pid()];
+    scene.garage.server.park_out(both.clone(), None, REST, LONG).await.unwrap();
+    // SAFETY: the gpu server of this test's own machine.
+    unsafe { libc::kill(scene.server_pid_but(&both), libc::SIGKILL) };
+    let deadline = Instant::now() + LONG;
+    let back = loop {
+        match scene.garage.server.park_in(both.clone(), true, LONG).await {
+            // The call was on its way to the one that was killed.
+            Err(GpuError::Lost { .. }) => assert!(Instant::now() < deadline, "there is no other server"),
+            back => break back.expect("both are waited for"),
+        }
+    };
+    assert_eq!((back.processes, back.bytes), (2, 20 * MIB));
+    scene.check();
+    second.check();
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use super::slots::Run;
 use crate::gpu::digest::{BLOCK, Digest, Key, digest};
 use crate::gpu::protocol::Refusal;
 
+/// How long processes may take to find this server after an earlier one: they look five times a second.
+const REUNION: Duration = Duration::from_secs(10);
+
 /// The memory server.
 #[derive(Debug)]
 pub struct MemoryServer {
@@ -23,8 +26,9 @@ pub struct MemoryServer {
     pub(super) pool: Arc<Pool>,
     pub(super) zero: Digest,
     processes: Mutex<BTreeMap<i32, Arc<Known>>>,
-    /// Copies that an earlier server has left, of processes that have not connected to this one yet.
-    left: Mutex<BTreeMap<Owner, Ledger>>,
+    /// Copies that an earlier server has left, of processes that have not connected to this one yet; nothing of one that
+    /// is being met.
+    left: Mutex<BTreeMap<Owner, Option<Ledger>>>,
 }
 
 /// A process that has connected.
@@ -73,7 +77,8 @@ impl MemoryServer {
             .map_err(|error| invalid(&format!("the pool cannot be mapped: {error}")))?;
         let zero = digest(&vec![0; BLOCK], key);
         let ends: Vec<_> = left.keys().filter_map(|owner| Some((owner.pid, end_of(owner.pid)?))).collect();
-        let (processes, left) = (Mutex::default(), Mutex::new(left));
+        let left = Mutex::new(left.into_iter().map(|(owner, ledger)| (owner, Some(ledger))).collect());
+        let processes = Mutex::default();
         let server = Arc::new(Self { devices, pool, zero, processes, left });
         let watcher = Arc::clone(&server);
         std::thread::Builder::new()
@@ -96,8 +101,27 @@ impl MemoryServer {
             }
             ParkCall::In { pids, verify, wait_ms } => {
                 let wait = Duration::from_millis(u64::from(wait_ms));
+                self.reunion(&pids)?;
                 let outcomes = self.each(&pids, |process| self.bring_in(process, verify, wait));
                 sum(outcomes.into_iter().map(|(_, outcome)| outcome)).map(ParkAnswer::Moved)
+            }
+        }
+    }
+
+    /// Waits for processes whose memory an earlier server has taken out: half an engine must not come back.
+    fn reunion(&self, pids: &[i32]) -> Result<(), Refusal> {
+        let deadline = Instant::now() + REUNION;
+        loop {
+            let missing = lock(&self.left).keys().map(|owner| owner.pid).find(|pid| pids.contains(pid));
+            match missing {
+                None => return Ok(()),
+                Some(pid) if Instant::now() > deadline => {
+                    return Err(in_the_way(
+                        pid,
+                        "it does not come back to the memory server that was started anew",
+                    ));
+                }
+                Some(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
@@ -216,17 +240,18 @@ impl MemoryServer {
             return;
         }
         let Some(owner) = Owner::of(pid) else { return };
-        let left = lock(&self.left).remove(&owner).unwrap_or_default();
-        let mut process = Process::new(link, owner, left);
+        let left = lock(&self.left).get_mut(&owner).and_then(Option::take);
+        let mut process = Process::new(link, owner, left.unwrap_or_default());
         // Until it is known what is away, nothing of it may be given up: it is not let in before.
         match process.meet(&self.pool, self.zero) {
             Ok(()) => {
                 let known = Known { process: Mutex::new(process), seen: Mutex::default() };
                 self.known().insert(pid, Arc::new(known));
+                lock(&self.left).remove(&owner);
             }
             // It connects anew.
             Err(_) => {
-                lock(&self.left).insert(owner, process.ledger);
+                lock(&self.left).insert(owner, Some(process.ledger));
             }
         }
         if Owner::of(pid) != Some(owner) {
@@ -245,8 +270,8 @@ impl MemoryServer {
                 lock(&known.process).forget(&server.pool);
             }
             lock(&server.left).retain(|owner, ledger| {
-                let ended = owner.pid == pid;
-                if ended {
+                let ended = owner.pid == pid && ledger.is_some();
+                for ledger in ledger.iter_mut().filter(|_| ended) {
                     server.pool.with(|slots| ledger.values_mut().for_each(|copies| copies.forget(slots)));
                 }
                 !ended
