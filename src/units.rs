@@ -277,6 +277,11 @@ impl MechanismKind {
         }
     }
 
+    /// Whether an engine that is out by it has its processes stopped (SIGSTOP).
+    pub fn stops_processes(self) -> bool {
+        matches!(self, Self::ParkCheckpoint | Self::SleepCheckpoint | Self::Checkpoint | Self::Freeze)
+    }
+
     /// Whether requests in flight survive a swap out and in again: their streams pause and go on.
     pub fn keeps_streams(self) -> bool {
         matches!(self, Self::Park | Self::ParkCheckpoint | Self::Checkpoint | Self::Freeze)

@@ -11,7 +11,8 @@ fn swapserve(arguments: &[&str]) -> Command {
     command
 }
 
-const GOOD: &str = "[models.chat]\nengine = \"custom\"\ncommand = [\"sh\", \"{{ port }}\"]\ngpus = 0\n";
+const GOOD: &str = "[models.chat]\nengine = \"custom\"\ncommand = [\"sh\", \"{{ port }}\"]\ngpus = 0\n\
+                    env = { KEY = \"{{ api_key }}\" }\n";
 
 fn config(text: &str) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -33,6 +34,26 @@ fn a_good_config_is_shown_as_it_was_understood() {
     let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(plan["models"][0]["name"], "chat");
     assert_eq!(plan["models"][0]["stop_grace"], 10.0);
+}
+
+#[test]
+fn an_engine_that_other_users_can_reach_is_named() {
+    for (command, key, warning) in [
+        ("sh {{ port }}", "", Some("asks for no key")),
+        ("sh {{ port }} {{ api_key }}", "", Some("on its command line")),
+        ("sh {{ port }}", "env = { K = \"{{ api_key }}\" }", None),
+        ("sh {{ socket }}", "", None),
+    ] {
+        let text = format!("[models.chat]\nengine = \"custom\"\ncommand = {command:?}\ngpus = 0\n{key}\n");
+        let (dir, _) = config(&text);
+        let shown =
+            swapserve(&["validate"]).current_dir(dir.path()).assert().success().get_output().stdout.clone();
+        let shown = String::from_utf8(shown).unwrap();
+        match warning {
+            Some(warning) => assert!(shown.contains(warning), "{command}: {shown}"),
+            None => assert!(!shown.contains("other users"), "{command}: {shown}"),
+        }
+    }
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub use exit::Exit;
 use clap::{CommandFactory, FromArgMatches};
 use std::{ffi::OsString, process::ExitCode};
 
+/// How long the program's end waits for its log to be written.
+const LAST_LINES: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What a verb ends with.
 pub type Outcome = Result<ExitCode, Error>;
 
@@ -63,7 +66,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let globals = cli.globals;
-    dispatch(cli.command, &globals).unwrap_or_else(|error| {
+    let outcome = dispatch(cli.command, &globals);
+    crate::observe::logging::flush(LAST_LINES);
+    outcome.unwrap_or_else(|error| {
         if globals.json {
             eprintln!("{}", error.json());
         } else {

@@ -27,6 +27,11 @@ pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error
     let ground = Ground::find().await?;
     let context = Context { limits: Some(ground.gpus.limits(&ground.job)), host: args.host, port: args.port };
     let plan = config::load(&args.config.config, &context)?;
+    for model in &plan.models {
+        if let Some(warning) = model.reach().warning() {
+            tracing::warn!(model = %model.name, "{warning}");
+        }
+    }
     let options = Options {
         endpoint_file: args.endpoint_file.clone(),
         run_dir: args.run_dir.clone(),

@@ -35,7 +35,13 @@ impl Report for Valid<'_> {
     fn human(&self, out: &mut dyn Write, style: Style) -> io::Result<()> {
         writeln!(out, "{} {}", style.good("ok"), self.0.source.display())?;
         let width = self.0.models.iter().map(|m| m.name.chars().count()).max().unwrap_or(0);
-        self.0.models.iter().try_for_each(|m| writeln!(out, "  {:width$}  {}", m.name, line(m)))
+        self.0.models.iter().try_for_each(|m| {
+            writeln!(out, "  {:width$}  {}", m.name, line(m))?;
+            match m.reach().warning() {
+                Some(warning) => writeln!(out, "  {:width$}  {}", "", style.dim(&format!("→ {warning}"))),
+                None => Ok(()),
+            }
+        })
     }
 }
 

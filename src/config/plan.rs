@@ -82,6 +82,10 @@ pub struct ModelPlan {
     /// Longest time a swap out or in may take before it counts as failed.
     #[serde(serialize_with = "seconds")]
     pub swap_timeout: Duration,
+    /// How long a resident engine may answer no health request and use no CPU before it is started again; `None`: it is not
+    /// looked at.
+    #[serde(serialize_with = "optional_seconds")]
+    pub hang_timeout: Option<Duration>,
     /// What happens to the engine's request when a client goes away.
     pub on_disconnect: DisconnectPolicy,
     /// Apptainer image the command runs in.
@@ -96,6 +100,53 @@ pub struct ModelPlan {
     pub unix_socket: bool,
     /// Whether the engine checks a key of its own (`{{ api_key }}` appears in its command, environment or files).
     pub api_key: bool,
+}
+
+/// Which other users of the node can have an engine answer them. All of a node share its loopback ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// None: it listens on a Unix socket in a directory of mode 0700.
+    Nobody,
+    /// Those who know its own random key, which only this user's processes do.
+    KeyHolders,
+    /// Those who look at command lines: its key is on one.
+    Onlookers,
+    /// All: it listens on a port and asks for no key.
+    Anyone,
+}
+
+impl Reach {
+    /// What follows from it, and what to do; nothing where nobody else can reach the engine.
+    pub fn warning(self) -> Option<&'static str> {
+        match self {
+            Self::Nobody | Self::KeyHolders => None,
+            Self::Onlookers => Some(
+                "its key is on its command line, which other users of the node can read (ps); pass it by `env`: \
+                 NAME = \"{{ api_key }}\"",
+            ),
+            Self::Anyone => Some(
+                "it listens on a port of this node and asks for no key: other users of the node can use it while it runs; \
+                 where that matters, ask for whole nodes (--exclusive), or use an engine with a Unix socket or a key",
+            ),
+        }
+    }
+}
+
+impl ModelPlan {
+    /// Which other users of the node can have the engine answer them.
+    pub fn reach(&self) -> Reach {
+        let on_command_line = |word: &String| super::template::uses(word, "api_key");
+        if self.unix_socket {
+            Reach::Nobody
+        } else if self.command.iter().chain(&self.args).any(on_command_line) {
+            Reach::Onlookers
+        } else if self.api_key {
+            Reach::KeyHolders
+        } else {
+            Reach::Anyone
+        }
+    }
 }
 
 /// The request that proves an engine ready and, repeated, unchanged by a swap.

@@ -63,6 +63,9 @@ section! {
         stop_grace: Time,
         /// Longest time of one swap out or in. Default 2m.
         swap_timeout: Time,
+        /// How long an engine may answer no health request and use no CPU before it is started again; "0s": never looked at.
+        /// Default 1m.
+        hang_timeout: Time,
         /// What happens to the engine's request when a client goes away. Default "cancel".
         on_disconnect: DisconnectPolicy,
         /// Apptainer image that the command runs in.

@@ -134,7 +134,7 @@ fn model(
     let sleep_level = value(&raw.sleep_level).unwrap_or(1);
     let given = |when: When| match when {
         When::Always => true,
-        When::NoModelYet => !words(&raw.command).any(|word| uses(word, "model")),
+        When::NoModelYet => !words(&raw.command).any(|word| template::uses(word, "model")),
         When::Socket => unix_socket,
         When::Port => !unix_socket,
         When::Cpu => gpus == 0,
@@ -161,7 +161,7 @@ fn model(
         preset_files.map(|(_, k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let args: Vec<String> = words(&raw.args).map(str::to_owned).collect();
     let all = command.iter().chain(&args).chain(env.values()).chain(files.values());
-    let api_key = all.map(String::as_str).any(|text| uses(text, "api_key"));
+    let api_key = all.map(String::as_str).any(|text| template::uses(text, "api_key"));
 
     let model = weights(&raw, facts.weights, base, mistakes);
     let plan = ModelPlan {
@@ -186,6 +186,8 @@ fn model(
         start_timeout: value(&raw.start_timeout).map_or(Duration::from_secs(900), |t| t.0),
         stop_grace: value(&raw.stop_grace).map_or(Duration::from_secs(10), |t| t.0),
         swap_timeout: value(&raw.swap_timeout).map_or(Duration::from_secs(120), |t| t.0),
+        hang_timeout: Some(value(&raw.hang_timeout).map_or(Duration::from_secs(60), |t| t.0))
+            .filter(|limit| !limit.is_zero()),
         on_disconnect: value(&raw.on_disconnect).unwrap_or(DisconnectPolicy::Cancel),
         apptainer: raw.apptainer.as_ref().and_then(|image| path(image, base, mistakes)),
         hooks: raw.hooks.as_ref().map(|at| hooks(&at.value, base)),
@@ -281,9 +283,5 @@ fn words(words: &Option<At<Words>>) -> impl Iterator<Item = &str> {
 /// Whether a command or its environment uses one of the template's names.
 fn mentions<'a>(words: impl Iterator<Item = &'a str>, raw: &'a Model, name: &str) -> bool {
     let variables = raw.env.iter().flat_map(|at| &at.value.0).map(|(_, value)| value.value.as_str());
-    words.chain(variables).any(|text| uses(text, name))
-}
-
-fn uses(text: &str, name: &str) -> bool {
-    template::names(text).is_ok_and(|names| names.iter().any(|n| n == name))
+    words.chain(variables).any(|text| template::uses(text, name))
 }

@@ -148,6 +148,16 @@ pub(super) fn names(template: &str) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
+/// Fills one template with values of the right kinds.
+pub(super) fn try_out(plan: &ModelPlan, template: &str) -> Result<(), String> {
+    Filler::new(plan, &samples(plan)).fill(template).map(drop).map_err(|error| error.reason)
+}
+
+/// Whether a template uses a name.
+pub(super) fn uses(template: &str, name: &str) -> bool {
+    names(template).is_ok_and(|names| names.iter().any(|n| n == name))
+}
+
 /// Values of the right kinds, for checking templates without a launch.
 pub(super) fn samples(plan: &ModelPlan) -> TemplateValues {
     TemplateValues {

@@ -11,12 +11,16 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    time::Duration,
 };
 
+/// How long the end of the run waits for the last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// Lines that may wait to be written.
 const BACKLOG: usize = 65_536;
 
@@ -24,7 +28,7 @@ const BACKLOG: usize = 65_536;
 #[derive(Debug)]
 pub struct Journal {
     lines: Option<SyncSender<String>>,
-    writer: Option<std::thread::JoinHandle<()>>,
+    written: Receiver<()>,
 }
 
 #[derive(Serialize)]
@@ -44,11 +48,16 @@ impl Journal {
     /// # Errors
     /// The file cannot be created.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
+        // Nobody else's business: who asked for which model, and when.
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         let (lines, receiver) = sync_channel(BACKLOG);
-        let writer =
-            std::thread::Builder::new().name("journal".into()).spawn(move || write_lines(file, &receiver))?;
-        Ok(Journal { lines: Some(lines), writer: Some(writer) })
+        let (done, written) = sync_channel(1);
+        std::thread::Builder::new().name("journal".into()).spawn(move || {
+            write_lines(file, &receiver);
+            // Err: nobody waits any more.
+            let _ = done.send(());
+        })?;
+        Ok(Journal { lines: Some(lines), written })
     }
 
     /// Notes what the scheduler is made from; the first line.
@@ -82,9 +91,8 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         self.lines = None;
-        if let Some(writer) = self.writer.take() {
-            // A writer that panicked has nothing left to flush.
-            let _ = writer.join();
+        if matches!(self.written.recv_timeout(LAST_LINES), Err(RecvTimeoutError::Timeout)) {
+            tracing::warn!("the journal's file system does not answer: its last lines may be missing");
         }
     }
 }

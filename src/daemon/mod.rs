@@ -24,6 +24,7 @@
 //! | `strangers` | other people's memory on a shared GPU |
 //! | `timeline` | the phases of an engine's start |
 //! | `worker` | one model's engine, start to stop |
+//! | `hang` | an engine that hangs is found out |
 //! | `user_command` | the program that `run` serves |
 //! | `ending` | how long each step of the end may take |
 //! | `journal` | events and effects as JSON lines, replayable |
@@ -34,6 +35,7 @@ mod core;
 mod ending;
 mod gate;
 mod gpus;
+mod hang;
 mod history;
 mod journal;
 mod parking;

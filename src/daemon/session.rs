@@ -72,6 +72,9 @@ impl Ground {
         if let Err(error) = process::raise_open_files() {
             tracing::warn!(%error, "fewer streams can be open at once: the limit on open files stays where it is");
         }
+        if let Err(error) = process::dump_no_core() {
+            tracing::warn!(%error, "a core dump of this process would hold the run's key");
+        }
         process::adopt_orphans().map_err(SessionError::Threads)?;
         let job = Job::discover().await.map_err(SessionError::Job)?;
         let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");

@@ -5,7 +5,7 @@
 //! it is doing, stops the engine's tree, and returns.
 
 use super::{
-    Timeline,
+    Timeline, hang,
     report::{EngineView, Order, Report, Stage},
 };
 use crate::{
@@ -59,6 +59,7 @@ pub struct Worker {
 enum Next {
     Order(Order),
     Died(Option<std::process::ExitStatus>),
+    Hung(String),
     End,
 }
 
@@ -75,7 +76,11 @@ impl Worker {
                         () = self.carry_out(order) => {}
                     }
                 }
-                Next::Died(status) => self.died(status).await,
+                Next::Died(status) => {
+                    let how = status.map_or("ended".to_owned(), |status| status.to_string());
+                    self.lost(&format!("ended by itself ({how})")).await;
+                }
+                Next::Hung(why) => self.lost(&format!("hangs and is started again: {why}")).await,
                 Next::End => break,
             }
         }
@@ -85,10 +90,12 @@ impl Worker {
     async fn next(&mut self, ending: &mut watch::Receiver<bool>) -> Next {
         let alive = self.engine.running().is_some();
         let exited = self.engine.exited();
+        let limit = self.engine.plan.hang_timeout.filter(|_| alive && !self.swapper.is_out());
         tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => Next::End,
             status = exited, if alive => Next::Died(status),
+            why = hang::until_hung(&self.engine, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
             order = self.orders.recv() => order.map_or(Next::End, Next::Order),
         }
     }
@@ -198,11 +205,10 @@ impl Worker {
         self.engine.launch(&progress).await
     }
 
-    /// The engine's root process ended by itself.
-    async fn died(&mut self, status: Option<std::process::ExitStatus>) {
-        let how = status.map_or("ended".to_owned(), |status| status.to_string());
+    /// The engine is of no use any more.
+    async fn lost(&mut self, how: &str) {
         let detail = format!(
-            "the engine of {} ended by itself ({how}). The end of its log:\n{}",
+            "the engine of {} {how}. The end of its log:\n{}",
             self.engine.plan.name,
             self.engine.log_tail(TAIL)
         );

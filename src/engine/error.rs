@@ -1,8 +1,26 @@
 //! Why an engine did not start: what was tried, what happened, the end of its log, and what to do.
 
-use super::{ProbeError, address};
+use super::{ControlError, ProbeError, address};
 use crate::{config::TemplateError, process::SpawnError};
 use std::{fmt, io, os::unix::process::ExitStatusExt, path::PathBuf, process::ExitStatus, time::Duration};
+
+/// Why an engine does not count as well.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// It did not answer.
+    #[error(transparent)]
+    Silent(#[from] ControlError),
+    /// It says itself that it is broken.
+    #[error("{path} answered {status}: {body}")]
+    Broken {
+        /// Its health path.
+        path: String,
+        /// The status.
+        status: http::StatusCode,
+        /// The beginning of its body.
+        body: String,
+    },
+}
 
 /// Why an engine is not running.
 #[derive(Debug, thiserror::Error)]

@@ -4,17 +4,19 @@
 //! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
-use super::{ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send};
+use super::{
+    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse,
+};
 use crate::{config::TemplateValues, process::Launch, router::gate::Upstream};
 use ::http::{Method, StatusCode};
 use std::{
     fs,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     process::ExitStatus,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -77,6 +79,9 @@ impl Engine {
         let upstream = self.choose_address()?;
         let key = random_key().map_err(LaunchError::Key)?;
         let dir = self.own_dir();
+        for shared in [&self.env.run_dir, &self.env.log_dir] {
+            make_private(shared).map_err(|source| LaunchError::Files { path: shared.clone(), source })?;
+        }
         make_own_dir(&dir)?;
         let command = self.plan.render(&self.values(&upstream, &key))?;
         for (path, text) in &command.files {
@@ -91,12 +96,14 @@ impl Engine {
             .guarded();
         let child = self.env.spawner.spawn(launch).await?;
         let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
+        let tree = Arc::new(Mutex::new(tree));
         self.running = Some(Running {
             child,
             upstream,
             key: self.plan.api_key.then(|| key.into()),
             started: Instant::now(),
-            tree: Mutex::new(tree),
+            pulse: pulse::Pulse::begin(&self.plan.name, tree.clone()),
+            tree,
             _log_keeper: self.log.keep(),
         });
         Ok(())
@@ -264,6 +271,19 @@ fn make_own_dir(dir: &Path) -> Result<(), LaunchError> {
         .mode(0o700)
         .create(dir)
         .map_err(|source| LaunchError::Files { path: dir.to_owned(), source })
+}
+
+/// Makes a directory of the run anew if it was swept away under it (a cleaner of /tmp, a hand), and sees that it is ours alone:
+/// whoever sweeps it could be the one who puts another there.
+fn make_private(dir: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(dir)?;
+    let ours =
+        found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    ours.then_some(()).ok_or_else(|| io::Error::other("it is not a directory of this user alone"))
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {

@@ -21,6 +21,7 @@
 //! | `http` | one request over one connection, with a deadline |
 //! | `log` | its log file: tail, size bound, no keys |
 //! | `memory` | host memory of a process tree |
+//! | `pulse` | its processes run while they are meant to |
 //! | `weights` | the files it reads at its start, and reading them ahead of it |
 
 mod address;
@@ -31,10 +32,11 @@ mod launch;
 mod log;
 mod memory;
 mod probe;
+mod pulse;
 mod weights;
 
 pub use env::{Cookie, EngineEnv};
-pub use error::{LaunchError, Seen};
+pub use error::{HealthError, LaunchError, Seen};
 pub use http::{ControlError, Reply};
 pub use launch::Stage;
 pub use probe::{Answer, ProbeError};
@@ -79,7 +81,9 @@ pub struct Running {
     /// When it was started.
     pub started: Instant,
     /// Remembers who was in the tree, so that an orphan stays a member.
-    tree: Mutex<Tree>,
+    tree: Arc<Mutex<Tree>>,
+    /// Continues what of it is stopped from outside.
+    pulse: pulse::Pulse,
     /// Keeps the log file within its bound.
     _log_keeper: log::Keeper,
 }
@@ -203,6 +207,36 @@ impl Engine {
     /// When the engine does not answer within `timeout`, or not as its API says.
     pub async fn probe(&self, tokens: u32, timeout: Duration) -> Result<Answer, ProbeError> {
         probe::ask(self, tokens, timeout).await
+    }
+
+    /// Asks its health path.
+    ///
+    /// # Errors
+    /// No answer within `timeout`, or one that says that the engine is broken (5xx).
+    pub async fn health(&self, timeout: Duration) -> Result<(), HealthError> {
+        let path = self.plan.health_path.as_str();
+        let reply = self.control(Method::GET, path, None, timeout).await?;
+        if reply.status.is_server_error() {
+            return Err(HealthError::Broken {
+                path: path.to_owned(),
+                status: reply.status,
+                body: reply.excerpt(),
+            });
+        }
+        Ok(())
+    }
+
+    /// CPU time that the living processes of the tree have used.
+    pub fn cpu_time(&self) -> Duration {
+        let ticks = self.members().unwrap_or_default().iter().map(|stat| stat.ticks).sum::<u64>();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Says whether its processes are meant to run from now on; while they are, one that is stopped from outside is continued.
+    pub fn mean_to_run(&self, to_run: bool) {
+        if let Some(running) = self.running() {
+            running.pulse.mean(to_run);
+        }
     }
 
     /// Host memory of the tree: each process's proportional share (PSS), so that pages shared between them count once.

@@ -45,13 +45,17 @@ fn names_a_device(entry: &str) -> bool {
     entry.parse::<u32>().is_ok() || entry.starts_with("GPU-") || entry.starts_with("MIG-")
 }
 
+/// No node has as many GPUs; a larger number in a list is a mistake, not a reason to allocate.
+const MOST: u32 = 1024;
+
 /// `0,2-3` as 0, 2, 3.
 fn indices(list: &str) -> Vec<u32> {
     let part = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.trim().parse::<u32>().ok()?..=last.trim().parse::<u32>().ok()?)
+        let number = |text: &str| text.trim().parse::<u32>().ok().filter(|number| *number < MOST);
+        Some(number(first)?..=number(last)?)
     };
-    list.split(',').filter_map(part).flatten().collect()
+    list.split(',').filter_map(part).flatten().take(MOST as usize).collect()
 }
 
 #[cfg(test)]
@@ -96,5 +100,6 @@ mod tests {
     #[test]
     fn ranges() {
         assert_eq!(indices("0,2-4"), [0, 2, 3, 4]);
+        assert_eq!(indices("1,0-4294967295"), [1]);
     }
 }

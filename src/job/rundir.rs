@@ -90,7 +90,7 @@ impl RunDir {
         }
         // The creation mask may have taken bits away, never added any.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io)?;
-        fs::create_dir_all(path.join("log")).map_err(io)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(path.join("log")).map_err(io)?;
         Owner::this_process().write(&path).map_err(io)?;
         Ok(RunDir { path, cookie, open: true })
     }
@@ -137,7 +137,12 @@ impl RunDir {
     /// What could not be removed, and why.
     pub fn close(mut self) -> Result<(), RunDirError> {
         self.open = false;
-        fs::remove_dir_all(&self.path).map_err(|source| RunDirError::Io { path: self.path.clone(), source })
+        match fs::remove_dir_all(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RunDirError::Io { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -184,17 +189,27 @@ fn reuse(path: &Path) -> Result<(), RunDirError> {
 
 /// Writes a file of mode 0600 so that nobody ever sees half of it: a new file beside it, synced, renamed over it.
 pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.set_permissions(fs::Permissions::from_mode(0o600))?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
+    // A name that nobody can guess, and a file that is ours from its first moment: in a directory that others may write to,
+    // one of them could have put a file or a link of theirs there.
+    let random = random_text(6).map_err(|error| io::Error::other(error.to_string()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let draft = path.with_file_name(format!(".{name}.{random}"));
+    let written = write_new(&draft, content).and_then(|()| fs::rename(&draft, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&draft);
+        return Err(error);
+    }
     // The rename itself, for a reader on another node of a network file system.
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
     Ok(())
+}
+
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 /// `bytes` random bytes as letters and digits that need no quoting anywhere.

@@ -37,7 +37,7 @@ pub async fn end_time(job: u32) -> Option<SystemTime> {
     }
     // Local time without a zone would have to be guessed at: `scontrol` prints what is left as well.
     let text = ask("squeue", &["-h", "-j", &id, "-o", "%L"]).await?;
-    parse_left(text.trim()).map(|left| SystemTime::now() + left)
+    parse_left(text.trim()).and_then(|left| SystemTime::now().checked_add(left))
 }
 
 /// Runs one of Slurm's tools in a thread of its own; its output, if it succeeded in time.
@@ -50,7 +50,8 @@ async fn ask(tool: &'static str, args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn parse_rules(text: &str) -> Rules {
+/// What `scontrol show config` prints.
+pub fn parse_rules(text: &str) -> Rules {
     let value = |name: &str| {
         text.lines().find_map(|line| {
             let (key, value) = line.split_once('=')?;
@@ -61,24 +62,28 @@ fn parse_rules(text: &str) -> Rules {
     Rules { kill_wait: seconds.map(Duration::from_secs), tracker: value("ProctrackType") }
 }
 
-fn parse_squeue(text: &str) -> Option<SystemTime> {
+/// What `squeue --json -j JOB` prints: when the job ends.
+pub fn parse_squeue(text: &str) -> Option<SystemTime> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     let end = &value["jobs"][0]["end_time"];
     // A plain number up to 22.05; {"set", "infinite", "number"} since 23.11.
     let unix = end.as_u64().or_else(|| end["number"].as_u64().filter(|_| end["infinite"] != true))?;
-    (unix > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(unix))
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix)).filter(|_| unix > 0)
 }
 
 /// `[DAYS-][HOURS:]MINUTES:SECONDS`; nothing for `UNLIMITED`, `NOT_SET` and `INVALID`.
-fn parse_left(text: &str) -> Option<Duration> {
+pub fn parse_left(text: &str) -> Option<Duration> {
     let (days, clock) = text.split_once('-').unwrap_or(("0", text));
     let parts: Vec<u64> = clock.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
     let seconds = match parts[..] {
-        [minutes, seconds] => minutes * 60 + seconds,
-        [hours, minutes, seconds] => hours * 3600 + minutes * 60 + seconds,
+        [minutes, seconds] => minutes.checked_mul(60)?.checked_add(seconds)?,
+        [hours, minutes, seconds] => {
+            hours.checked_mul(3600)?.checked_add(minutes.checked_mul(60)?)?.checked_add(seconds)?
+        }
         _ => return None,
     };
-    Some(Duration::from_secs(days.parse::<u64>().ok()? * 86_400 + seconds))
+    let days = days.parse::<u64>().ok()?.checked_mul(86_400)?;
+    Some(Duration::from_secs(days.checked_add(seconds)?))
 }
 
 #[cfg(test)]

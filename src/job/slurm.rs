@@ -2,7 +2,11 @@
 
 use super::JobError;
 use crate::units::Bytes;
-use std::{collections::BTreeMap, str::FromStr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 /// A process's environment, as an argument.
 #[derive(Clone, Debug, Default)]
@@ -72,10 +76,11 @@ impl Slurm {
             node: env.get("SLURMD_NODENAME").map(str::to_owned),
             nodes: env.number("SLURM_JOB_NUM_NODES")?.unwrap_or(1),
             memory: per_node
-                .or(per_core.map(|(mib, cores)| mib * cores))
+                .or(per_core.map(|(mib, cores)| mib.saturating_mul(cores)))
                 .filter(|mib| *mib > 0)
-                .map(Bytes::mib),
-            end: end.map(|unix| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(unix)),
+                .map(|mib| Bytes(mib.saturating_mul(1 << 20))),
+            // Beyond what a clock can show there is no end.
+            end: end.and_then(|unix| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix))),
         }))
     }
 }

@@ -33,7 +33,7 @@ pub use child::Child;
 pub use doctor::doctor;
 pub use handle::Handle;
 pub use launch::{Group, Launch, Output, Stdin};
-pub use limits::raise_open_files;
+pub use limits::{dump_no_core, raise_open_files};
 pub use orphans::adopt_orphans;
 pub use spawner::{SpawnError, Spawner};
 pub use stat::{ProcFs, ProcId, Stat, State};

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::child::{Child, wait};
 use super::handle::Handle;
 use super::launch::{Group, Launch, Output, Stdin};
+use super::limits;
 use super::stat::ProcFs;
 use super::warden;
 use crate::topology::{BindError, Binding};
@@ -162,7 +163,7 @@ fn fork(launch: Launch) -> Result<Handle, SpawnError> {
         session: launch.group == Group::Session,
         death_signal: launch.death_signal,
         parent: Pid::from_raw(std::process::id().cast_signed()),
-        core_dumps: launch.core_dumps,
+        core: limits::core_limit(launch.core_dumps),
         oom_score_adj: launch.oom_score_adj.map(|score| score.to_string()),
         fds: launch.fds,
         binding: launch.binding,
@@ -232,7 +233,7 @@ struct ChildSteps {
     session: bool,
     death_signal: Option<rustix::process::Signal>,
     parent: Option<Pid>,
-    core_dumps: bool,
+    core: Rlimit,
     oom_score_adj: Option<String>,
     fds: Vec<std::os::fd::OwnedFd>,
     binding: Option<Binding>,
@@ -257,7 +258,7 @@ impl Step {
             "making a session of its own",
             "tying it to this process's life",
             "finding its parent alive",
-            "turning core dumps off",
+            "setting its limit on core dumps",
             "setting its out-of-memory score",
             "handing down open files",
             "binding it to its cores",
@@ -282,10 +283,7 @@ impl ChildSteps {
                 return Err((Step::Parent, io::Error::from_raw_os_error(libc::ESRCH)));
             }
         }
-        if !self.core_dumps {
-            let none = Rlimit { current: Some(0), maximum: Some(0) };
-            setrlimit(Resource::Core, none).map_err(at(Step::CoreDumps))?;
-        }
+        setrlimit(Resource::Core, self.core).map_err(at(Step::CoreDumps))?;
         if let Some(score) = &self.oom_score_adj {
             write_oom_score(score.as_bytes()).map_err(at(Step::OomScore))?;
         }

@@ -69,6 +69,8 @@ pub struct Stat {
     pub session: i32,
     /// Threads in the process.
     pub threads: u32,
+    /// CPU time that it has used, in clock ticks (hundredths of a second).
+    pub ticks: u64,
 }
 
 impl Stat {
@@ -84,9 +86,12 @@ impl Stat {
         let ppid = number(fields.next()?)?;
         let group = number(fields.next()?)?;
         let session = number(fields.next()?)?;
-        let threads = number(fields.nth(13)?)?; // field 20
+        let user: u64 = number(fields.nth(7)?)?; // field 14
+        let system: u64 = number(fields.next()?)?;
+        let threads = number(fields.nth(4)?)?; // field 20
         let start = number(fields.nth(1)?)?; // field 22
-        Some(Self { id: ProcId { pid, start }, comm, state, ppid, group, session, threads })
+        let ticks = user.saturating_add(system);
+        Some(Self { id: ProcId { pid, start }, comm, state, ppid, group, session, threads, ticks })
     }
 
     /// Whether nothing of the process runs any more. A first thread that has exited while others still

@@ -66,6 +66,10 @@ pub async fn forward(
         silence.zip(known).map(|(limit, k)| Silence::new(router.gate.clone(), k.name.clone(), limit));
     let (mut answer, exchange) = send(router, lease, request, &mut stop).await?;
 
+    if answer.status.is_informational() {
+        let status = answer.status;
+        return Err(ApiError::engine_failed(format!("the engine answered {status}, which nobody asked for")));
+    }
     stamp.for_client(&mut answer.headers);
     answer.version = Version::HTTP_11;
     let account = arrival.first_byte();

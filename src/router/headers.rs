@@ -2,6 +2,7 @@
 
 use super::{errors::ApiError, gate::Lease};
 use http::{HeaderMap, HeaderName, HeaderValue, header, request, uri::PathAndQuery};
+use smallvec::SmallVec;
 
 /// From arrival to dispatch, milliseconds.
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-swapserve-queue-ms");
@@ -22,14 +23,21 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Headers of a request that end at the router: credentials, and what the router decides anew.
-const ENDS_HERE: [HeaderName; 6] = [
+/// Headers of a request that end at the router: credentials, what the router decides anew, and by what some servers let
+/// a client ask for another method or path than the request line's.
+const ENDS_HERE: [HeaderName; 12] = [
     header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     header::PROXY_AUTHORIZATION,
     header::HOST,
     header::CONTENT_LENGTH,
     header::EXPECT,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
 ];
 
 /// Refuses a request whose target could be read in two ways, and gives its path and query.
@@ -96,6 +104,9 @@ impl Stamp {
     /// Makes an engine's headers a client's.
     pub fn for_client(self, headers: &mut HeaderMap) {
         remove_hop_by_hop(headers);
+        // The server sets it anew, to what the body really is: an engine may announce a length beside chunks, or for an
+        // answer that has no body.
+        headers.remove(header::CONTENT_LENGTH);
         self.add(headers);
     }
 
@@ -116,11 +127,11 @@ pub fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(listed) = headers.get(header::CONNECTION).cloned() {
-        for name in listed.as_bytes().split(|b| *b == b',') {
-            if let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) {
-                headers.remove(name);
-            }
+    // There may be several, each a list.
+    let listed: SmallVec<[HeaderValue; 1]> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+    for name in listed.iter().flat_map(|list| list.as_bytes().split(|b| *b == b',')) {
+        if let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) {
+            headers.remove(name);
         }
     }
     for name in &HOP_BY_HOP {

@@ -92,6 +92,11 @@ impl Swapper {
         &self.crossed
     }
 
+    /// Whether the engine is out.
+    pub fn is_out(&self) -> bool {
+        self.out_by.is_some()
+    }
+
     /// The engine was stopped or has died: it is no longer out.
     pub fn forget(&mut self) {
         self.out_by = None;
@@ -185,19 +190,23 @@ impl Swapper {
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
         let partial = log.free.is_some() && kind == MechanismKind::Park;
-        let moved = async {
-            match way {
-                Way::Out { .. } => mechanism.swap_out(engine, &mut log).await,
-                Way::In => mechanism.swap_in(engine, &mut log).await,
-            }
-        };
-        let measured = tokio::select! {
+        // What a move stops and continues is its own affair; so is what it leaves stopped.
+        engine.mean_to_run(false);
+        let outcome = tokio::select! {
             biased;
-            measured = moved => measured?,
+            outcome = async {
+                match way {
+                    Way::Out { .. } => mechanism.swap_out(engine, &mut log).await,
+                    Way::In => mechanism.swap_in(engine, &mut log).await,
+                }
+            } => outcome,
             _ = exited, if watched => {
-                return Err(mechanism.fault("move", "the engine's process ended meanwhile".to_owned(), false));
+                Err(mechanism.fault("move", "the engine's process ended meanwhile".to_owned(), false))
             }
         };
+        let left_stopped = matches!(way, Way::Out { .. }) && outcome.is_ok() && kind.stops_processes();
+        engine.mean_to_run(!left_stopped);
+        let measured = outcome?;
         let took = begun.elapsed();
         self.rungs[at].strikes = 0;
         match way {

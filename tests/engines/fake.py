@@ -23,13 +23,15 @@ CONTEXT = GIB // 2
 def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("--port", type=int, required=True)
-    p.add_argument("--key")
+    p.add_argument("--key", default=os.environ.get("ENGINE_KEY"))
     p.add_argument("--answer", default="one two three")
     p.add_argument("--exit", type=int, help="say why and exit with this code before listening")
     p.add_argument("--mute", action="store_true", help="never listen")
     p.add_argument("--loading", type=float, default=0, help="answer 503 for this many seconds")
     p.add_argument("--hold", help="answer 503 as long as this file is there")
     p.add_argument("--refuse", type=int, help="answer requests with this status")
+    p.add_argument("--hang", help="answer nothing as long as this file is there")
+    p.add_argument("--flood", help="log without end as long as this file is there")
     p.add_argument("--deaf", action="store_true", help="ignore TERM")
     p.add_argument("--daemon", action="store_true", help="leave a grandchild in a session of its own")
     p.add_argument("--sleeps", choices=["vllm", "sglang", "trtllm", "ollama"])
@@ -102,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         self.serve(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
 
     def serve(self, body):
+        while self.options.hang and os.path.exists(self.options.hang):
+            time.sleep(0.5)
         url = urlsplit(self.path)
         state, options = self.state, self.options
         if options.key and self.headers.get("Authorization") != f"Bearer {options.key}":
@@ -145,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         piece = json.dumps({"choices": [{"delta": {"content": self.options.answer}}]}).encode()
         try:
             while True:
+                while self.options.hang and os.path.exists(self.options.hang):
+                    time.sleep(0.5)
                 self.wfile.write(b"data: " + piece + b"\n\n")
                 time.sleep(0.05)
         except OSError:
@@ -235,8 +241,18 @@ def leave_daemon():
             time.sleep(60)
 
 
+def flood(path):
+    line = b"the same thing over and over\n" * 40000
+    while True:
+        if os.path.exists(path):
+            os.write(1, line)
+        time.sleep(0.01)
+
+
 def main():
     options = arguments()
+    if options.flood:
+        threading.Thread(target=flood, args=(options.flood,), daemon=True).start()
     print("fake engine with key", options.key, flush=True)
     if options.exit is not None:
         print("fake: no such model", flush=True)

@@ -133,6 +133,7 @@ pub fn plan(name: &str, command: &[&str], swap: &[MechanismKind]) -> ModelPlan {
         start_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(5),
         swap_timeout: Duration::from_secs(60),
+        hang_timeout: None,
         on_disconnect: DisconnectPolicy::Cancel,
         apptainer: None,
         hooks: None,

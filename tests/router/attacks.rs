@@ -34,9 +34,53 @@ fn control_endpoints_are_404_in_every_spelling() {
             "/v1/chat/completions;a",
             "/v1/chat/completions%00",
             "/slots?action=erase",
+            // Encodings: once, twice, overlong UTF-8, UTF-16's way, a byte that ends strings in C.
+            "/v1/%2e%2e/sleep",
+            "/v1/%252e%252e/sleep",
+            "/v1/chat/completions/%2e%2e%2f%2e%2e%2fsleep",
+            "/v1/chat%252fcompletions",
+            "/v1/chat%c0%afcompletions/%c0%ae%c0%ae/sleep",
+            "/v1/chat%e0%80%afcompletions",
+            "/v1/chat%u002fcompletions",
+            "/%00/sleep",
+            "/v1/chat/completions%20",
+            "/v1/chat/completions%0d%0a",
+            "/v1/chat/completions%3f/sleep",
+            "/v1/chat/completions%23",
+            // Other separators and parameters.
+            "/v1/chat/completions;/../../sleep",
+            "/v1/chat;a=b/completions",
+            "/v1\\chat\\completions",
+            "/v1/chat/completions\\..\\..\\sleep",
+            "/..;/sleep",
+            "/v1/chat/completions/.",
+            "/v1/chat/completions/..",
+            "/v1/../v1/chat/completions",
+            "//v1/chat/completions",
+            "/v1/chat/completions//",
+            "/.",
+            "/../sleep",
+            // Case, here and there.
+            "/v1/Chat/completions",
+            "/SLEEP",
+            // What stands behind an allowed path is still another path.
+            "/v1/chat/completions/sleep",
+            "/v1/chat/completionssleep",
+            "/v1/models/../../sleep/x",
+            "/swapserve/v1/explain/../../../sleep",
+            "/get_model_info",
+            "/flush_cache",
+            "/start_profile",
+            "/v1/load_lora_adapter",
+            "/api/generate",
+            "/api/pull",
+            "/props",
+            "/release_memory",
         ] {
             let answer = bed.client().await.post(path, CHAT).await;
-            assert_eq!((answer.status, &*answer.code()), (404, "unknown_url"), "{path}");
+            let known = path.starts_with("/v1/models/") || path.starts_with("/swapserve/v1/explain/");
+            let expected = if known { (405, "method_not_allowed") } else { (404, "unknown_url") };
+            assert_eq!((answer.status, &*answer.code()), expected, "{path}");
         }
         assert!(untouched(&mut bed));
     });
@@ -81,6 +125,22 @@ fn a_body_has_one_length() {
             "transfer-encoding: chunked, identity\r\n",
             "transfer-encoding : chunked\r\n",
             "x: y\r\n folded: z\r\n",
+            "x: y\r\n\ttransfer-encoding: chunked\r\n",
+            "content-length: 16\r\ncontent-length: 16, 16\r\nx\r\n",
+            "content-length: -16\r\n",
+            "content-length: 16 16\r\n",
+            "content-length: 18446744073709551632\r\n",
+            "content-length:\r\n",
+            "content-length\r\n",
+            "content-length : 16\r\n",
+            " content-length: 16\r\n",
+            "content-length: 16\r\n\0: x\r\n",
+            "content-length: 16\r\nx: a\rtransfer-encoding: chunked\r\n",
+            "transfer-encoding: xchunked\r\n",
+            "transfer-encoding: identity\r\n",
+            "transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n",
+            "transfer-encoding:\x0bchunked\r\n",
+            "transfer-encoding: chunked;q=1\r\n",
         ] {
             let mut client = bed.client().await;
             client.send(format!("{head}{framing}\r\n{CHAT}")).await;
@@ -111,6 +171,177 @@ fn what_is_smuggled_behind_a_body_is_not_even_read() {
         assert_eq!((seen.header("content-length"), &*seen.body), (Some(&*size.to_string()), CHAT));
         assert_eq!(seen.header("transfer-encoding"), None);
         assert!(matches!(bed.engine.happened.recv().await, Some(Happened::Played)));
+        assert!(untouched(&mut bed));
+    });
+}
+
+#[test]
+fn chunks_have_one_reading() {
+    run(vec![vec![json(200, "{}")]], async |mut bed| {
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer test-key\r\n\
+                    transfer-encoding: chunked\r\n\r\n";
+        for chunks in [
+            "-1\r\n{}\r\n0\r\n\r\n",
+            "0x10\r\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+            "+10\r\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+            "10\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+            "10\r\n{\"model\":\"chat\"}0\r\n\r\n",
+            "10\r\n{\"model\":\"chat\"}\n\r0\r\n\r\n",
+            "10000000000000000\r\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+            "\r\n10\r\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+            "10;\n\r\n{\"model\":\"chat\"}\r\n0\r\n\r\n",
+        ] {
+            let mut client = bed.client().await;
+            client.send(format!("{head}{chunks}")).await;
+            let answer = client.rest().await;
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{chunks:?}: {answer}");
+        }
+        assert!(untouched(&mut bed));
+        // Extensions and trailers are read and end here.
+        let mut client = bed.client().await;
+        client
+            .send(format!("{head}10;a=b;c=\"d\"\r\n{CHAT}\r\n0\r\nauthorization: x\r\nhost: y\r\n\r\n"))
+            .await;
+        assert_eq!(client.answer().await.status, 200);
+        let seen = bed.engine.request().await;
+        assert_eq!(
+            (&*seen.body, seen.header("content-length"), seen.header("trailer")),
+            (CHAT, Some("16"), None)
+        );
+        assert_eq!((seen.header("host"), seen.header("authorization")), (Some("localhost"), None));
+    });
+}
+
+#[test]
+fn a_request_is_what_its_line_says() {
+    run(vec![vec![json(200, "{}")]], async |mut bed| {
+        let mut client = bed.client().await;
+        let length = CHAT.len();
+        client
+            .send(format!(
+                "POST /v1/chat/completions?a=/../sleep HTTP/1.1\r\nhost: x\r\nauthorization: Bearer test-key\r\n\
+                 content-length: {length}\r\ncontent-type: application/json\r\nconnection: close, x-one\r\nconnection: x-two\r\n\
+                 x-one: 1\r\nx-two: 2\r\nx-http-method-override: GET\r\nx-http-method: GET\r\nx-method-override: GET\r\n\
+                 x-original-url: /sleep\r\nx-rewrite-url: /sleep\r\nproxy-authorization: a\r\nproxy-connection: keep-alive\r\n\
+                 keep-alive: timeout=1\r\nte: trailers\r\nexpect: 100-continue\r\nx-api-key: other\r\nx-kept: yes\r\n\r\n{CHAT}"
+            ))
+            .await;
+        client.until("HTTP/1.1 100 Continue\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 200);
+        let seen = bed.engine.request().await;
+        // Byte for byte: what the client said of the message, and what the router says.
+        assert_eq!(seen.first_line(), "POST /v1/chat/completions?a=/../sleep HTTP/1.1");
+        let mut lines: Vec<_> = seen.head.split("\r\n").skip(1).collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            ["content-length: 16", "content-type: application/json", "host: localhost", "x-kept: yes"]
+        );
+    });
+}
+
+#[test]
+fn no_upgrade_but_the_one() {
+    run(vec![vec![json(200, "{}")]], async |mut bed| {
+        let key = "authorization: Bearer test-key\r\n";
+        let websocket = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: eHg=\r\n";
+        for path in
+            ["/sleep", "/v1/chat/completions", "/v1/realtime/../sleep", "/v1/Realtime", "/collective_rpc"]
+        {
+            let mut client = bed.client().await;
+            client.send(format!("GET {path}?model=chat HTTP/1.1\r\nhost: x\r\n{key}{websocket}\r\n")).await;
+            assert!([404, 405].contains(&client.answer().await.status), "{path}");
+        }
+        for other in ["h2c", "TLS/1.0", "websocket, h2c", ""] {
+            let mut client = bed.client().await;
+            client
+                .send(format!(
+                    "GET /v1/realtime?model=chat HTTP/1.1\r\nhost: x\r\n{key}connection: upgrade, http2-settings\r\n\
+                     upgrade: {other}\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+                ))
+                .await;
+            assert_eq!(client.answer().await.status, 400, "{other}");
+        }
+        assert!(untouched(&mut bed));
+        // Asked for on a path that is forwarded, it is not passed on, and the answer is an ordinary one.
+        let mut client = bed.client().await;
+        client
+            .send(format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{key}connection: upgrade, http2-settings\r\nupgrade: h2c\r\n\
+                 http2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\ncontent-length: 16\r\n\r\n{CHAT}"
+            ))
+            .await;
+        assert_eq!(client.answer().await.status, 200);
+        let seen = bed.engine.request().await;
+        assert_eq!(
+            (seen.header("upgrade"), seen.header("http2-settings"), seen.header("connection")),
+            (None, None, None)
+        );
+    });
+}
+
+#[test]
+fn an_upgrade_that_nobody_asked_for_does_not_reach_a_client() {
+    let switching =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nraw";
+    run(vec![vec![crate::engine::send(switching)]], async |bed| {
+        let answer = bed.client().await.post("/v1/chat/completions", CHAT).await;
+        assert_eq!((answer.status, &*answer.code()), (502, "engine_failed"));
+    });
+}
+
+#[test]
+fn an_answer_has_one_length() {
+    let both =
+        "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+    let none = "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n";
+    run(vec![vec![crate::engine::send(both)], vec![crate::engine::send(none)]], async |bed| {
+        let mut client = bed.client().await;
+        let answer = client.post("/v1/chat/completions", CHAT).await;
+        assert_eq!((&*answer.body, answer.header("content-length")), ("{}", None));
+        client.send(post("/v1/chat/completions", CHAT)).await;
+        let head = client.until("\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 304") && !head.contains("content-length: 5"), "{head}");
+    });
+}
+
+#[test]
+fn a_key_is_taken_from_two_headers_and_no_other_place() {
+    run(vec![vec![json(200, "{}")]], async |mut bed| {
+        let ask = async |headers: &str, path: &str| {
+            let mut client = bed.client().await;
+            client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n")).await;
+            client.answer().await.status
+        };
+        for headers in ["authorization: Bearer test-key\r\n", "x-api-key: test-key\r\n"] {
+            assert_eq!(ask(headers, "/v1/models").await, 200, "{headers}");
+        }
+        for headers in [
+            "",
+            "authorization: Bearer\r\n",
+            "authorization: test-key\r\n",
+            "authorization: Basic test-key\r\n",
+            "authorization: Bearer test-key, Bearer x\r\n",
+            "authorization: Bearer x\r\nauthorization: Bearer test-key\r\n",
+            "authorization: Bearer x\r\nx-api-key: test-key\r\n",
+            "x-api-key: x\r\nx-api-key: test-key\r\n",
+            "x-api-key: Bearer test-key\r\n",
+            "api-key: test-key\r\n",
+            "proxy-authorization: Bearer test-key\r\n",
+            "cookie: authorization=test-key\r\n",
+            "authorization: Bearer TEST-KEY\r\n",
+            "authorization: Bearer test-ke\r\n",
+            "authorization: Bearer test-keys\r\n",
+        ] {
+            assert_eq!(ask(headers, "/v1/models").await, 401, "{headers}");
+        }
+        for path in [
+            "/v1/models?key=test-key",
+            "/v1/models?api_key=test-key",
+            "/metrics?authorization=Bearer%20test-key",
+        ] {
+            assert_eq!(ask("", path).await, 401, "{path}");
+        }
         assert!(untouched(&mut bed));
     });
 }

@@ -50,6 +50,10 @@ fn templates(draft: &Draft, mistakes: &mut Vec<Mistake>) {
     for word in words.chain(variables) {
         if let Some((message, help)) = fault(draft, &word.value) {
             mistakes.push(Mistake::at(word.span.clone(), Code::BadTemplate, message, help));
+        } else if let Err(reason) = template::try_out(&draft.plan, &word.value) {
+            let message = format!("{:?} cannot be filled: {reason}", word.value);
+            let help = "templates look like {{ port }}; write {{ '{{' }} for two braces as they are";
+            mistakes.push(Mistake::at(word.span.clone(), Code::BadTemplate, message, help));
         }
     }
 }
