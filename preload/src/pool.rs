@@ -1,9 +1,9 @@
 //! Stream-ordered allocations, from the device's pool and from pools that the engine makes.
 //!
-//! A freed region is kept, with an event on its stream, for the next allocation of its size: in the same stream at
-//! once, in another behind the event. Kept regions are given back before the engine is parked, when memory runs out, and
-//! when the engine trims a pool. Allocations inside a stream capture, and those from a pool that can be exported or is of
-//! a limited size, stay with the driver.
+//! A freed region is kept, with an event on its stream, for the next allocation of its size, whose stream waits for the
+//! event. Kept regions are given back before the engine is parked, when memory runs out, and when the engine trims a
+//! pool. Allocations inside a stream capture, and those from a pool that can be exported or is of a limited size, stay
+//! with the driver.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -87,6 +87,14 @@ fn give_back(kept: &[Idle]) {
     }
 }
 
+/// `CU_STREAM_PER_THREAD`: a stream of the calling thread's own.
+const PER_THREAD: usize = 2;
+
+/// The stream that no stream stands for in a program with a default stream per thread.
+fn own(stream: Handle) -> Handle {
+    if stream.is_null() { PER_THREAD as Handle } else { stream }
+}
+
 fn captured(stream: Handle) -> bool {
     let mut status = 0;
     // SAFETY: the pointer is to a live local.
@@ -102,11 +110,10 @@ fn again(bytes: usize, device: c_int, stream: Handle) -> Option<u64> {
     let at = kept.iter().position(|region| fits(region) && region.stream == stream as usize);
     let at = at.or_else(|| kept.iter().position(fits))?;
     let region = &kept[at];
-    if region.stream != stream as usize {
-        // SAFETY: the event was recorded when the region was freed.
-        let code = unsafe { driver::cuStreamWaitEvent(stream, region.event as Handle, 0) };
-        (code == SUCCESS).then_some(())?;
-    }
+    // Also in what seems to be the same stream: threads' own ones share a handle, and a handle may be a new stream's.
+    // SAFETY: the event was recorded when the region was freed.
+    let code = unsafe { driver::cuStreamWaitEvent(stream, region.event as Handle, 0) };
+    (code == SUCCESS).then_some(())?;
     let region = kept.swap_remove(at);
     // SAFETY: as above; the driver keeps what a stream still waits for.
     unsafe { driver::cuEventDestroy_v2(region.event as Handle) };
@@ -205,7 +212,7 @@ hooks! {
 
     fn cuMemAllocAsync_ptsz(out: *mut u64, bytes: usize, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, From::Device, stream, || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
+        allocate(out, bytes, From::Device, own(stream), || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
     }
 
     fn cuMemFreeAsync(address: u64, stream: Handle) {
@@ -215,7 +222,7 @@ hooks! {
 
     fn cuMemFreeAsync_ptsz(address: u64, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        free(address, stream, || unsafe { real::cuMemFreeAsync_ptsz(address, stream) })
+        free(address, own(stream), || unsafe { real::cuMemFreeAsync_ptsz(address, stream) })
     }
 
     fn cuMemAllocFromPoolAsync(out: *mut u64, bytes: usize, pool: Handle, stream: Handle) {
@@ -227,7 +234,7 @@ hooks! {
 
     fn cuMemAllocFromPoolAsync_ptsz(out: *mut u64, bytes: usize, pool: Handle, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, From::Pool(pool), stream, || unsafe {
+        allocate(out, bytes, From::Pool(pool), own(stream), || unsafe {
             real::cuMemAllocFromPoolAsync_ptsz(out, bytes, pool, stream)
         })
     }

@@ -103,7 +103,8 @@ impl Bench {
         }
     }
 
-    /// The program of the test engine: built, or named by `SWAPSERVE_TEST_ENGINE` where there is no cargo.
+    /// The program of the test engine: built, or named by `SWAPSERVE_TEST_ENGINE` where there is no cargo. Its library
+    /// `libgpu_engine_linked.so` lies beside it, for tests of the ways to the driver.
     pub fn engine_program() -> PathBuf {
         static BUILT: OnceLock<PathBuf> = OnceLock::new();
         let built = || match std::env::var_os("SWAPSERVE_TEST_ENGINE") {
