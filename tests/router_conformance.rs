@@ -99,6 +99,7 @@ async fn router(engine: &Engine) -> (Rc<FixedGate>, String) {
         key: Some(Key::new("run-key")),
         max_body: 2 << 20,
         header_timeout: Duration::from_secs(10),
+        first_byte_timeout: None,
         idle_stream_timeout: None,
         max_connections: 1000,
         close_grace: Duration::from_secs(1),

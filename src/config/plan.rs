@@ -213,6 +213,9 @@ pub struct RouterPlan {
     /// Longest time a client may take to send its headers.
     #[serde(serialize_with = "seconds")]
     pub header_timeout: Duration,
+    /// How long an engine may take to begin its answer, while resident, before the request fails.
+    #[serde(serialize_with = "optional_seconds")]
+    pub first_byte_timeout: Option<Duration>,
     /// How long the engines may be silent in mid-stream while resident, before the request fails; `None`: forever.
     #[serde(serialize_with = "optional_seconds")]
     pub idle_stream_timeout: Option<Duration>,

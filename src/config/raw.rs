@@ -96,6 +96,8 @@ section! {
         max_body: Size,
         /// Longest time a client may take to send its headers. Default 10s.
         header_timeout: Time,
+        /// Longest time that a resident engine may take to begin its answer before the request fails. Default 30m.
+        first_byte_timeout: Time,
         /// Longest silence of a resident engine in mid-stream before the request fails. Default: no bound.
         idle_stream_timeout: Time,
     }

@@ -68,6 +68,7 @@ pub(super) fn router(file: &File) -> RouterPlan {
         require_key: value(&raw.require_key).unwrap_or(true),
         max_body: value(&raw.max_body).map_or(Bytes::mib(64), |s| s.0),
         header_timeout: value(&raw.header_timeout).map_or(Duration::from_secs(10), |t| t.0),
+        first_byte_timeout: Some(value(&raw.first_byte_timeout).map_or(Duration::from_secs(1800), |t| t.0)),
         idle_stream_timeout: value(&raw.idle_stream_timeout).map(|t| t.0),
     }
 }

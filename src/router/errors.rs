@@ -1,4 +1,5 @@
 //! What a client is told when there is no answer: the OpenAI error object, with the status and headers its clients act on.
+//! Clients of `/v1/messages` are told in Anthropic's words: `{"type":"error","error":{"type","message"}}`.
 
 use super::{
     body::Body,
@@ -17,6 +18,23 @@ const INVALID: &str = "invalid_request_error";
 /// `type` of errors that are not.
 const SERVER: &str = "server_error";
 
+/// Whose error objects a client reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's.
+    #[default]
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
+}
+
+impl Dialect {
+    /// That of the clients that ask on this path.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/messages") { Self::Anthropic } else { Self::OpenAi }
+    }
+}
+
 /// A refusal or a failure, before any byte of an answer was sent or after.
 #[derive(Debug)]
 pub struct ApiError {
@@ -28,6 +46,20 @@ pub struct ApiError {
     retry_after: Option<u64>,
     /// Sends `x-should-retry: false`: asking again can't help.
     final_answer: bool,
+    dialect: Dialect,
+}
+
+/// Anthropic's error object ("Errors" in its API reference).
+#[derive(Serialize)]
+struct AnthropicEnvelope<'a> {
+    r#type: &'a str,
+    error: AnthropicObject<'a>,
+}
+
+#[derive(Serialize)]
+struct AnthropicObject<'a> {
+    r#type: &'a str,
+    message: &'a str,
 }
 
 #[derive(Serialize)]
@@ -53,7 +85,13 @@ impl ApiError {
             message: message.into(),
             retry_after: None,
             final_answer: false,
+            dialect: Dialect::default(),
         }
+    }
+
+    /// The same, as clients of this kind read it.
+    pub fn told_in(self, dialect: Dialect) -> Self {
+        Self { dialect, ..self }
     }
 
     /// 400: the request can't be read or lacks what routing needs.
@@ -116,6 +154,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_GATEWAY, SERVER, "engine_failed", message)
     }
 
+    /// 504: the engine has the request and does not begin to answer.
+    pub fn engine_silent(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "engine_timeout", message)
+    }
+
     /// 503, and asking again can't help: the run is ending.
     pub fn ending() -> Self {
         let message = "the run is ending; no request is admitted any more";
@@ -131,13 +174,38 @@ impl ApiError {
     /// The error object as JSON.
     pub fn json(&self) -> String {
         let Self { message, kind, param, code, .. } = self;
-        let envelope = Envelope { error: Object { message, r#type: kind, param: *param, code } };
-        serde_json::to_string(&envelope).expect("strings serialise")
+        let text = match self.dialect {
+            Dialect::OpenAi => {
+                let error = Object { message, r#type: kind, param: *param, code };
+                serde_json::to_string(&Envelope { error })
+            }
+            Dialect::Anthropic => {
+                let error = AnthropicObject { r#type: self.anthropic_type(), message };
+                serde_json::to_string(&AnthropicEnvelope { r#type: "error", error })
+            }
+        };
+        text.expect("strings serialise")
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        }
     }
 
     /// The error as the last event of a stream whose headers are gone already.
     pub fn event(&self) -> Bytes {
-        Bytes::from(format!("data: {}\n\n", self.json()))
+        let name = match self.dialect {
+            Dialect::OpenAi => "",
+            Dialect::Anthropic => "event: error\n",
+        };
+        Bytes::from(format!("{name}data: {}\n\n", self.json()))
     }
 
     /// The error as a whole answer.
@@ -244,6 +312,21 @@ mod tests {
         assert_eq!(
             error.json(),
             r#"{"error":{"message":"The model `gpt-9` does not exist; this run serves: chat, coder","type":"invalid_request_error","param":"model","code":"model_not_found"}}"#
+        );
+    }
+
+    #[test]
+    fn clients_of_messages_read_anthropics_object() {
+        assert_eq!(Dialect::of("/v1/messages/count_tokens"), Dialect::Anthropic);
+        assert_eq!(Dialect::of("/v1/chat/completions"), Dialect::OpenAi);
+        let told = |error: ApiError| error.told_in(Dialect::Anthropic);
+        assert_eq!(
+            told(ApiError::unknown_model("gpt-9", &["chat".into()])).json(),
+            r#"{"type":"error","error":{"type":"not_found_error","message":"The model `gpt-9` does not exist; this run serves: chat"}}"#
+        );
+        assert_eq!(
+            told(ApiError::engine_failed("gone")).event(),
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"gone\"}}\n\n"
         );
     }
 }

@@ -124,6 +124,11 @@ impl Exchange {
         self.running.take().map(|running| running.lease)
     }
 
+    /// Closes the connection and ends the lease, whatever the engine bears.
+    pub fn abandon(&mut self) {
+        drop(self.running.take());
+    }
+
     /// Ends an exchange for which an upgrade was granted.
     pub fn into_upgrade(mut self) -> Option<(Link, Lease)> {
         self.running.take().map(|running| (running.link, running.lease))

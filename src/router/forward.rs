@@ -4,9 +4,9 @@
 //! it stands: a place in the queue is given up, an exchange is cancelled or drained.
 
 use super::{
-    Router,
+    Known, Router,
     body::Body,
-    errors::ApiError,
+    errors::{ApiError, Dialect},
     exchange::Exchange,
     gate::{Lease, LocalFuture},
     headers::{self, Stamp},
@@ -14,14 +14,19 @@ use super::{
     pool::{EngineRequest, Link},
     rewrite,
     routes::Payload,
-    stream::{EngineStream, Silence, Stop},
+    stream::{Awaited, EngineStream, Silence, Stop},
 };
 use crate::observe::metrics::Arrival;
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri, Version, request, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// Answers a request that names its model in its body.
@@ -36,6 +41,7 @@ pub async fn forward(
     payload: Payload,
     arrival: &mut Arrival,
 ) -> Result<Response<Body>, ApiError> {
+    let dialect = Dialect::of(target.path());
     let whole = intake::read(&mut body, router.bounds()).await?;
     let named = match multipart::boundary(&head.headers) {
         Some(boundary) if payload == Payload::Form => multipart::find(&whole, boundary)?,
@@ -61,10 +67,16 @@ pub async fn forward(
     let request = Outgoing { method: head.method, uri: target.into(), headers: head.headers, body };
 
     let mut stop = stopped(lease.lost.clone(), router.ending.clone());
-    let silence = router.config.idle_stream_timeout;
-    let silence =
-        silence.zip(known).map(|(limit, k)| Silence::new(router.gate.clone(), k.name.clone(), limit));
-    let (mut answer, exchange) = send(router, lease, request, &mut stop).await?;
+    let silence = |limit: Option<Duration>, awaited| {
+        let watch = |(limit, known): (_, &Known)| {
+            Silence::new(router.gate.clone(), known.name.clone(), limit, awaited)
+        };
+        limit.zip(known).map(watch)
+    };
+    let mut first = silence(router.config.first_byte_timeout, Awaited::Head);
+    let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut first).await?;
+    drop(first);
+    let silence = silence(router.config.idle_stream_timeout, Awaited::More);
 
     if answer.status.is_informational() {
         let status = answer.status;
@@ -73,7 +85,7 @@ pub async fn forward(
     stamp.for_client(&mut answer.headers);
     answer.version = Version::HTTP_11;
     let account = arrival.first_byte();
-    let stream = EngineStream::new(exchange, &answer.headers, stop, silence, account);
+    let stream = EngineStream::new(exchange, &answer.headers, stop, silence, account, dialect);
     Ok(Response::from_parts(answer, Body::Stream(Box::new(stream))))
 }
 
@@ -125,6 +137,7 @@ pub async fn send(
     lease: Lease,
     request: Outgoing,
     stop: &mut LocalFuture<Stop>,
+    first: &mut Option<Silence>,
 ) -> Result<(http::response::Parts, Exchange), ApiError> {
     let pooled = poll_fn(|cx| Poll::Ready(router.exchanges.pool.take(&lease.upstream, cx))).await;
     let (lease, request) = match pooled {
@@ -132,7 +145,7 @@ pub async fn send(
         Some(link) => {
             let again = request.copy();
             let mut exchange = Exchange::begin(router.exchanges.clone(), link, lease, request.build());
-            match head(&mut exchange, stop).await? {
+            match head(&mut exchange, stop, first).await? {
                 Ok(answer) => return Ok((answer, exchange)),
                 Err(e) if e.is_parse() => return Err(no_answer(&e)),
                 Err(e) => match exchange.give_up() {
@@ -147,9 +160,10 @@ pub async fn send(
             ApiError::engine_failed(format!("the engine can't be reached: {e}"))
         })?,
         stop = &mut *stop => return Err(stop.error()),
+        error = poll_fn(|cx| too_long(first, cx)) => return Err(error),
     };
     let mut exchange = Exchange::begin(router.exchanges.clone(), link, lease, request.build());
-    match head(&mut exchange, stop).await? {
+    match head(&mut exchange, stop, first).await? {
         Ok(answer) => Ok((answer, exchange)),
         Err(e) => Err(no_answer(&e)),
     }
@@ -158,12 +172,26 @@ pub async fn send(
 async fn head(
     exchange: &mut Exchange,
     stop: &mut LocalFuture<Stop>,
+    first: &mut Option<Silence>,
 ) -> Result<hyper::Result<http::response::Parts>, ApiError> {
-    poll_fn(|cx| match exchange.poll_head(cx) {
-        Poll::Ready(answer) => Poll::Ready(Ok(answer)),
-        Poll::Pending => stop.as_mut().poll(cx).map(|stop| Err(stop.error())),
+    poll_fn(|cx| {
+        if let Poll::Ready(answer) = exchange.poll_head(cx) {
+            return Poll::Ready(Ok(answer));
+        }
+        if let Poll::Ready(stop) = stop.as_mut().poll(cx) {
+            return Poll::Ready(Err(stop.error()));
+        }
+        let error = ready!(too_long(first, cx));
+        // An engine that hangs is not read to its end, whatever it bears: the lease would be held for ever.
+        exchange.abandon();
+        Poll::Ready(Err(error))
     })
     .await
+}
+
+/// Ready when the engine should have begun to answer.
+fn too_long(first: &mut Option<Silence>, cx: &mut Context<'_>) -> Poll<ApiError> {
+    first.as_mut().map_or(Poll::Pending, |silence| silence.poll_too_long(cx))
 }
 
 fn no_answer(e: &hyper::Error) -> ApiError {

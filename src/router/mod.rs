@@ -58,6 +58,8 @@ pub struct RouterConfig {
     pub max_body: u64,
     /// Longest time for a request's headers, and for a kept connection to stay idle; also the first grace for its body.
     pub header_timeout: Duration,
+    /// Longest time that a resident engine may take to begin its answer.
+    pub first_byte_timeout: Option<Duration>,
     /// Longest silence of a resident engine in mid-stream.
     pub idle_stream_timeout: Option<Duration>,
     /// Clients' connections at once; further ones wait in the kernel's queue.
@@ -73,6 +75,7 @@ impl RouterConfig {
             key,
             max_body: plan.max_body.0,
             header_timeout: plan.header_timeout,
+            first_byte_timeout: plan.first_byte_timeout,
             idle_stream_timeout: plan.idle_stream_timeout,
             max_connections: listen::bearable_connections(),
             close_grace: Duration::from_secs(1),

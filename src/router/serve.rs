@@ -3,7 +3,7 @@
 use super::{
     Router, RouterConfig,
     body::Body,
-    errors::ApiError,
+    errors::{ApiError, Dialect},
     exchange,
     exchange::Exchanges,
     forward,
@@ -110,7 +110,9 @@ async fn connection(
 
 async fn answer(router: Rc<Router>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let mut arrival = Arrival::now();
-    let response = route(&router, request, &mut arrival).await.unwrap_or_else(ApiError::into_response);
+    let dialect = Dialect::of(request.uri().path());
+    let answer = route(&router, request, &mut arrival).await;
+    let response = answer.unwrap_or_else(|error| error.told_in(dialect).into_response());
     arrival.answered(&router.metrics, response.status());
     Ok(response)
 }

@@ -5,7 +5,7 @@
 
 use super::{
     body::BrokenOff,
-    errors::ApiError,
+    errors::{ApiError, Dialect},
     exchange::Exchange,
     gate::{Gate, LocalFuture},
 };
@@ -50,6 +50,7 @@ pub struct EngineStream {
     account: OpenStream,
     /// The last two bytes sent, where the client can be told of a failure in the stream.
     events: Option<[u8; 2]>,
+    dialect: Dialect,
     failed: bool,
 }
 
@@ -61,10 +62,11 @@ impl EngineStream {
         stop: LocalFuture<Stop>,
         silence: Option<Silence>,
         account: OpenStream,
+        dialect: Dialect,
     ) -> Self {
         let events =
             (is_plain_event_stream(headers) && exchange.size_hint().exact().is_none()).then_some(*b"\n\n");
-        Self { exchange, stop, silence, account, events, failed: false }
+        Self { exchange, stop, silence, account, events, dialect, failed: false }
     }
 
     /// The next bytes; an error cuts the connection.
@@ -124,6 +126,7 @@ impl EngineStream {
     }
 
     fn fail(&mut self, error: ApiError) -> Result<Bytes, BrokenOff> {
+        let error = error.told_in(self.dialect);
         self.failed = true;
         self.account.failed();
         match self.events {
@@ -153,8 +156,18 @@ fn last_event(tail: [u8; 2], error: &ApiError) -> Bytes {
     event.freeze()
 }
 
-/// Watches an engine for silence in mid-stream. Time in which it is swapped out does not count.
+/// What an engine that is silent has not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// The begin of its answer.
+    Head,
+    /// More of it.
+    More,
+}
+
+/// Watches an engine for silence. Time in which it is swapped out does not count.
 pub struct Silence {
+    awaited: Awaited,
     gate: Rc<dyn Gate>,
     model: Arc<str>,
     limit: Duration,
@@ -167,24 +180,32 @@ impl Silence {
     const PARTS: u32 = 4;
 
     /// Nothing may come from `model` for `limit` while it is resident.
-    pub fn new(gate: Rc<dyn Gate>, model: Arc<str>, limit: Duration) -> Self {
+    pub fn new(gate: Rc<dyn Gate>, model: Arc<str>, limit: Duration, awaited: Awaited) -> Self {
         let tick = Box::pin(tokio::time::sleep(limit / Self::PARTS));
-        Self { gate, model, limit, tick, left: Self::PARTS }
+        Self { awaited, gate, model, limit, tick, left: Self::PARTS }
     }
 
     fn broken(&mut self) {
         self.left = Self::PARTS;
     }
 
-    fn poll_too_long(&mut self, cx: &mut Context<'_>) -> Poll<ApiError> {
+    /// Ready when it has lasted too long.
+    pub fn poll_too_long(&mut self, cx: &mut Context<'_>) -> Poll<ApiError> {
         loop {
             ready!(self.tick.as_mut().poll(cx));
             self.left = if self.gate.is_resident(&self.model) { self.left - 1 } else { Self::PARTS };
             if self.left == 0 {
                 let limit = humantime::format_duration(self.limit);
-                let message =
-                    format!("the engine sent nothing for {limit} (`idle_stream_timeout` in [router])");
-                return Poll::Ready(ApiError::engine_failed(message));
+                return Poll::Ready(match self.awaited {
+                    Awaited::Head => ApiError::engine_silent(format!(
+                        "the engine of the model `{}` has the request and has not begun to answer for {limit} \
+                         (`first_byte_timeout` in [router])",
+                        self.model
+                    )),
+                    Awaited::More => ApiError::engine_failed(format!(
+                        "the engine sent nothing for {limit} (`idle_stream_timeout` in [router])"
+                    )),
+                });
             }
             self.tick.as_mut().reset(Instant::now() + self.limit / Self::PARTS);
         }

@@ -3,7 +3,7 @@
 use super::{
     Router,
     body::Body,
-    errors::ApiError,
+    errors::{ApiError, Dialect},
     forward::{Outgoing, send, stopped},
     gate::{Lease, LocalFuture},
     headers::{self, Stamp},
@@ -47,11 +47,12 @@ pub async fn realtime(
 
     let mut stop = stopped(lease.lost.clone(), router.ending.clone());
     let request = Outgoing { method: head.method, uri, headers: head.headers, body: Bytes::new() };
-    let (mut answer, exchange) = send(router, lease, request, &mut stop).await?;
+    let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut None).await?;
     stamp.for_client(&mut answer.headers);
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         let account = arrival.first_byte();
-        let stream = super::stream::EngineStream::new(exchange, &answer.headers, stop, None, account);
+        let stream =
+            super::stream::EngineStream::new(exchange, &answer.headers, stop, None, account, Dialect::OpenAi);
         return Ok(Response::from_parts(answer, Body::Stream(Box::new(stream))));
     }
     answer.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -36,6 +36,7 @@ impl Default for Setup {
             key: Some(Key::new("test-key")),
             max_body: 1 << 20,
             header_timeout: Duration::from_secs(10),
+            first_byte_timeout: None,
             idle_stream_timeout: None,
             max_connections: 1000,
             close_grace: Duration::from_secs(5),

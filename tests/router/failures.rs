@@ -6,7 +6,7 @@ use crate::{
     engine::{Step, chunk, events, json, send},
 };
 use std::time::Duration;
-use swapserve::{router::gate::Denied, scheduler::Rejection};
+use swapserve::{config::DisconnectPolicy, router::gate::Denied, scheduler::Rejection};
 
 const CHAT: &str = r#"{"model":"chat"}"#;
 
@@ -166,6 +166,43 @@ fn silence_counts_only_while_the_engine_is_resident() {
         assert_eq!(bed.gate.leases.get(), 1);
         bed.gate.resident.set(true);
         assert!(client.until("\r\n0\r\n\r\n").await.contains("idle_stream_timeout"));
+    });
+}
+
+#[test]
+fn an_engine_that_does_not_begin_to_answer_is_given_up_but_not_while_it_is_out() {
+    let mut setup = Setup::default();
+    setup.config.first_byte_timeout = Some(Duration::from_millis(20));
+    setup.entry = |entry| entry.on_disconnect = DisconnectPolicy::Drain;
+    run_with(setup, vec![vec![Step::Wait]], async |bed| {
+        bed.gate.resident.set(false);
+        let mut client = bed.client().await;
+        client.send(post("/v1/chat/completions", CHAT)).await;
+        // Four times in a row would be too long.
+        bed.until(|gate| gate.asked_resident.get() > 8).await;
+        assert_eq!(bed.gate.leases.get(), 1);
+        bed.gate.resident.set(true);
+        let answer = client.answer().await;
+        assert_eq!((answer.status, &*answer.code()), (504, "engine_timeout"));
+        bed.until(|gate| gate.leases.get() == 0).await;
+    });
+}
+
+#[test]
+fn clients_of_messages_are_told_in_their_own_words() {
+    let broken = vec![events(), chunk("event: ping\ndata: {}\n\n"), Step::Close];
+    run_with(Setup::default(), vec![broken], async |bed| {
+        let unknown = bed.client().await.post("/v1/messages", r#"{"model":"gpt-9"}"#).await;
+        let body: serde_json::Value = serde_json::from_str(&unknown.body).unwrap();
+        assert_eq!((unknown.status, &body["type"]), (404, &"error".into()));
+        assert_eq!(body["error"]["type"], "not_found_error");
+        let mut client = bed.client().await;
+        client.send(post("/v1/messages", CHAT)).await;
+        let rest = client.until("\r\n0\r\n\r\n").await;
+        assert!(
+            rest.contains("event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\""),
+            "{rest}"
+        );
     });
 }
 

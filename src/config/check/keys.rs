@@ -28,6 +28,7 @@ pub(super) fn sections(file: &File, mistakes: &mut Vec<Mistake>) {
     }
     if let Some(router) = &file.router {
         not_zero(&router.value.header_timeout, "header_timeout", mistakes);
+        not_zero(&router.value.first_byte_timeout, "first_byte_timeout", mistakes);
         if let Some(size) = router.value.max_body.as_ref().filter(|size| size.value.0.0 == 0) {
             let help = "leave it out for 64MiB";
             mistakes.push(Mistake::at(size.span.clone(), Code::BadValue, "`max_body` cannot be 0", help));
