@@ -228,6 +228,22 @@ async fn a_gpu_server_killed_in_any_state_costs_no_engine() {
     }
 }
 
+/// Killed while the engine is resident, and while it is out.
+#[tokio::test]
+async fn a_gpu_server_killed_between_moves_costs_no_engine() {
+    let bench = Bench::any();
+    let mut case = Case::start(&bench, &["--workers", "1"], "swap = [\"checkpoint\"]").await;
+    case.server.ping().await.unwrap();
+    for _ in 0..2 {
+        bench.kill_server(&case.server).await;
+        case.out().await.unwrap();
+        bench.kill_server(&case.server).await;
+        case.back().await.unwrap();
+        case.intact().await;
+    }
+    assert_eq!(case.server.generation(), 5);
+}
+
 /// The driver finishes a move by itself when the gpu server that asked for it is killed.
 #[tokio::test]
 async fn a_gpu_server_killed_in_mid_move_costs_no_engine() {

@@ -122,6 +122,31 @@ async fn a_gpu_server_that_dies_in_a_call_is_started_anew() {
     engine.check();
 }
 
+/// Killed between calls, in each state that an engine can be in: the next gpu server finds it where it was, and goes on.
+#[tokio::test]
+async fn a_gpu_server_killed_in_each_state_finds_the_engine_as_it_was() {
+    let bench = Bench::any();
+    let server = bench.server();
+    let engine = bench.engine(&["--weights", "64MiB"]);
+    let pid = engine.pid();
+    let still = async |state| {
+        bench.kill_server(&server).await;
+        assert_eq!(server.state(pid, SECOND * 10).await.unwrap(), state);
+    };
+    server.ping().await.unwrap();
+    still(ProcessState::Running).await;
+    server.lock(pid, SECOND).await.unwrap();
+    still(ProcessState::Locked).await;
+    server.checkpoint(pid, LIMIT).await.unwrap();
+    still(ProcessState::Checkpointed).await;
+    server.restore(pid, LIMIT).await.unwrap();
+    still(ProcessState::Locked).await;
+    server.unlock(pid).await.unwrap();
+    still(ProcessState::Running).await;
+    assert_eq!(server.generation(), 6);
+    engine.check();
+}
+
 #[tokio::test]
 async fn a_program_that_is_no_gpu_server_is_reported_and_harms_nobody() {
     let Some(bench) = Bench::software(1) else { return };

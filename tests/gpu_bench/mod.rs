@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use software_gpu::config::{Gpu, Machine};
@@ -18,9 +19,14 @@ use swapserve::process::Spawner;
 /// GiB of a software GPU.
 const GIB: u64 = 1 << 30;
 
+/// Names the place that a gpu server belongs to.
+const MARK: &str = "SWAPSERVE_TEST_BENCH";
+
 /// Where a test runs.
 pub struct Bench {
     lab: Option<Lab>,
+    /// One for each place of this test program.
+    number: u32,
 }
 
 impl Bench {
@@ -38,7 +44,7 @@ impl Bench {
 
     /// The software driver with one GPU of 1 GiB, or the real one.
     pub fn any() -> Self {
-        Self::software(1).unwrap_or(Self { lab: None })
+        Self::software(1).unwrap_or_else(|| Self::with(None))
     }
 
     /// The software driver with one GPU whose checkpoints and restores take their time: 64 MiB in a second.
@@ -49,7 +55,12 @@ impl Bench {
 
     /// That software machine.
     pub fn on(machine: Machine) -> Self {
-        Self { lab: Some(Lab::with(machine).expect("a temporary folder can be made")) }
+        Self::with(Some(Lab::with(machine).expect("a temporary folder can be made")))
+    }
+
+    fn with(lab: Option<Lab>) -> Self {
+        static PLACES: AtomicU32 = AtomicU32::new(0);
+        Self { lab, number: PLACES.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The software machine, if it is one.
@@ -80,6 +91,29 @@ impl Bench {
         GpuClient::start(spawner(), command)
     }
 
+    /// Kills the gpu servers of this place, and waits until `client` has started the next one.
+    pub async fn kill_server(&self, client: &GpuClient) {
+        let before = client.generation();
+        let mark = format!("{MARK}={}", self.mark());
+        let servers = processes().filter(|pid| {
+            let marked = std::fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|all| all.split(|byte| *byte == 0).any(|one| one == mark.as_bytes()));
+            marked
+                && std::fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|all| all.ends_with(b"gpu-server\0"))
+        });
+        let killed = servers.filter_map(rustix::process::Pid::from_raw).map(|pid| {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        });
+        assert!(killed.count() > 0, "no gpu server runs");
+        until("the next gpu server is there", || client.generation() > before).await;
+    }
+
+    /// Tells this place's gpu servers from those of tests beside it.
+    fn mark(&self) -> String {
+        format!("{}-{}", std::process::id(), self.number)
+    }
+
     /// Another program in the gpu server's place.
     pub fn server_program(&self, program: &str) -> GpuClient {
         GpuClient::start(spawner(), ServerCommand { program: program.into(), ..self.server_command() })
@@ -97,6 +131,7 @@ impl Bench {
             environment: self
                 .environment()
                 .into_iter()
+                .chain([(MARK.to_owned(), self.mark())])
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect(),
             park: None,
@@ -144,6 +179,12 @@ impl Bench {
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         TestEngine { port: port.unwrap_or_else(|| panic!("no port in {line:?}")), child }
     }
+}
+
+/// Every process id there is.
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// A thread that starts processes, for this test.
