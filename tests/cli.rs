@@ -125,6 +125,25 @@ fn every_verb_has_its_completions_and_its_man_page() {
 }
 
 #[test]
+fn a_config_for_another_machine_is_simulated_but_not_valid_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("models.toml");
+    let text = "[models.chat]\nengine = \"vllm\"\nmodel = \"/nowhere/weights\"\ncommand = \"no-such-vllm serve\"\ngpu_memory = \"24GiB\"\n\
+                [models.judge]\nengine = \"vllm\"\nmodel = \"/nowhere/judge\"\ncommand = \"no-such-vllm serve\"\ngpu_memory = \"60GiB\"\n";
+    fs::write(&file, text).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    swapserve(&["validate"]).args(config).assert().code(78).stderr(contains("no-such-vllm"));
+    let simulated =
+        swapserve(&["simulate", "--json", "--gpus", "1", "--gpu-memory", "80GiB"]).args(config).assert();
+    let output = simulated.success().get_output().clone();
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        value["start_s"].as_f64().unwrap() < value["start_without_reading_ahead_s"].as_f64().unwrap(),
+        "{value}"
+    );
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let script = format!("{} schema | head -n 1; echo ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_swapserve"));
     Command::new("bash").args(["-c", &script]).assert().success().stdout("{\n0\n").stderr("");

@@ -25,7 +25,12 @@ pub fn on_data_path<T>(verb: impl Future<Output = Result<T, Error>>) -> Result<T
 pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error> {
     crate::observe::logging::init(globals.verbose, args.log_format);
     let ground = Ground::find().await?;
-    let context = Context { limits: Some(ground.gpus.limits(&ground.job)), host: args.host, port: args.port };
+    let context = Context {
+        limits: Some(ground.gpus.limits(&ground.job)),
+        host: args.host,
+        port: args.port,
+        ..Context::default()
+    };
     let plan = config::load(&args.config.config, &context)?;
     for model in &plan.models {
         if let Some(warning) = model.reach().warning() {

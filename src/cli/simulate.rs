@@ -27,7 +27,10 @@ pub(super) fn execute(args: &SimulateArgs, globals: &Globals) -> Outcome {
     if let Some(journal) = &args.replay {
         return replay(journal, globals);
     }
-    let plan = config::load(&args.config.config, &config::Context::default())?;
+    let plan = config::load(
+        &args.config.config,
+        &config::Context { elsewhere: true, ..config::Context::default() },
+    )?;
     let setup = setup(&plan, args);
     let calls = match &args.trace {
         Some(path) => sim::read(open(path)?, |name| plan.find(name)).map_err(|error| failed(path, error))?,

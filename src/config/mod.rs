@@ -42,6 +42,8 @@ pub struct Context {
     pub host: Option<IpAddr>,
     /// The endpoint's port, instead of the config's.
     pub port: Option<u16>,
+    /// The models are to run on another machine: programs, files and ports of this one say nothing.
+    pub elsewhere: bool,
 }
 
 /// What the job has.

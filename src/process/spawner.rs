@@ -166,6 +166,7 @@ fn fork(launch: Launch) -> Result<Handle, SpawnError> {
         core: limits::core_limit(launch.core_dumps),
         oom_score_adj: launch.oom_score_adj.map(|score| score.to_string()),
         fds: launch.fds,
+        open_files: limits::open_files_of_children(),
         binding: launch.binding,
     };
     // SAFETY: `ChildSteps::run` only makes system calls on memory that was laid out before the fork.
@@ -236,6 +237,7 @@ struct ChildSteps {
     core: Rlimit,
     oom_score_adj: Option<String>,
     fds: Vec<std::os::fd::OwnedFd>,
+    open_files: Option<Rlimit>,
     binding: Option<Binding>,
 }
 
@@ -250,11 +252,12 @@ enum Step {
     Files,
     Cores,
     Memory,
+    OpenFiles,
 }
 
 impl Step {
     fn name(byte: u8) -> &'static str {
-        const NAMES: [&str; 8] = [
+        const NAMES: [&str; 9] = [
             "making a session of its own",
             "tying it to this process's life",
             "finding its parent alive",
@@ -263,6 +266,7 @@ impl Step {
             "handing down open files",
             "binding it to its cores",
             "binding its memory to its NUMA nodes",
+            "giving it the job's limit on open files",
         ];
         NAMES.get(usize::from(byte).wrapping_sub(1)).copied().unwrap_or("setting it up")
     }
@@ -290,6 +294,9 @@ impl ChildSteps {
         close_inherited_files();
         for fd in &self.fds {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(at(Step::Files))?;
+        }
+        if let Some(limit) = &self.open_files {
+            setrlimit(Resource::Nofile, *limit).map_err(at(Step::OpenFiles))?;
         }
         if let Some(binding) = &self.binding {
             binding.apply().map_err(|error| match error {

@@ -265,3 +265,15 @@ fn a_recorded_tree_is_read_without_the_real_one() {
     put(2_000_021, 'S', 2_000_010, 2_000_021, 2_000_021);
     assert_eq!(look(&mut tree), [5, 12, 13]);
 }
+
+#[tokio::test]
+async fn a_child_gets_the_limit_on_open_files_that_the_job_gave() {
+    let before = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    raise_open_files().expect("soft to hard is allowed");
+    let given = super::limits::open_files_of_children().expect("it was raised");
+    assert!(given.current <= before.current || before.current.is_none());
+    let (_child, mut lines) = Lines::of(sh("ulimit -Sn; ulimit -Hn")).await;
+    let said = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
+    assert_eq!(lines.next().await, Some(said(given.current)));
+    assert_eq!(lines.next().await, Some(said(given.maximum)));
+}

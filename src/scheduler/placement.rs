@@ -151,7 +151,8 @@ impl Scheduler {
     /// Whether a victim's way out begins at once.
     fn may_go_now(&self, id: ModelId, now: Moment) -> bool {
         let model = self.model(id);
-        model.leases == 0 || model.leaving.is_some_and(|leaving| self.is_overdue(model, leaving, now))
+        let overdue = || model.leaving.is_some_and(|leaving| self.is_overdue(model, leaving, now));
+        model.leases == 0 || model.state == State::Out || overdue()
     }
 
     /// Begins the way in if the ledger has the room now.

@@ -35,5 +35,9 @@ pub(super) fn all(file: &File, drafts: &[Draft], context: &Context, mistakes: &m
         commands::check(draft, mistakes);
     }
     capacity::check(file, drafts, context.limits.as_ref(), mistakes);
-    endpoint::check(file, context, mistakes);
+    if context.elsewhere {
+        mistakes.retain(|mistake| !matches!(mistake.code, Code::MissingProgram | Code::MissingPath));
+    } else {
+        endpoint::check(file, context, mistakes);
+    }
 }
