@@ -81,6 +81,7 @@ pub fn router(upstream: &str) {
             key: Some(Key::new("bench-key")),
             max_body: 64 << 20,
             header_timeout: Duration::from_secs(600),
+            first_byte_timeout: Some(Duration::from_secs(600)),
             idle_stream_timeout: Some(Duration::from_secs(600)),
             max_connections: 20_000,
             close_grace: Duration::from_secs(1),
