@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use swapserve::gpu::GpuError;
 
 use crate::garage::{Garage, LONG, REST};
-use crate::gpu_bench::{Bench, TestEngine};
+use crate::gpu_bench::{Bench, TestEngine, until};
 use crate::script::{Block, MIB};
 
 /// Who makes the call.
@@ -50,9 +50,10 @@ const BACK: &[(Who, &str)] = &[
     (Server, "cuStreamSynchronize"),
     (Server, "cuLaunchKernel"),
     (Server, "cuMemcpyDtoHAsync_v2"),
-    (Server, "cuMemUnmap"),
-    (Server, "cuMemRelease"),
 ];
+
+/// Calls after it: the engine runs by then.
+const AFTER: &[&str] = &["cuMemUnmap", "cuMemRelease"];
 
 /// A garage, an engine of three chunks or more, and memory that it has written to.
 struct Scene {
@@ -92,6 +93,17 @@ impl Scene {
 
     fn fault(&self, line: &str) {
         self.garage.bench.set_faults(line);
+    }
+
+    /// Waits until the fault has struck.
+    async fn struck(&self) {
+        let faults = self.garage.bench.lab().expect("a software machine").directory().join("faults");
+        let deadline = Instant::now() + LONG;
+        while !std::fs::read_to_string(&faults).expect("the faults").contains("times=0") {
+            assert!(Instant::now() < deadline, "the call is not made");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.fault("");
     }
 
     async fn take_out(&self) -> Result<(), GpuError> {
@@ -207,6 +219,19 @@ async fn a_fault_that_lasts_keeps_the_engine_in_or_out() {
 }
 
 #[tokio::test]
+async fn what_the_server_cannot_clear_away_harms_nobody() {
+    let Some(scene) = Scene::new().await else { return };
+    for call in AFTER {
+        scene.garage.out(&scene.engine).await;
+        scene.fault(&format!("{call} error=1 times=1 pid={}\n", scene.server_pid()));
+        scene.garage.back(&scene.engine).await;
+        scene.check();
+        scene.struck().await;
+        scene.goes_on().await;
+    }
+}
+
+#[tokio::test]
 async fn a_release_that_can_be_neither_done_nor_undone_comes_back_from_the_pool() {
     let Some(scene) = Scene::new().await else { return };
     let pid = scene.engine.pid();
@@ -254,6 +279,7 @@ async fn the_pool_can_be_looked_at_while_an_engine_waits_or_is_stopped() {
     scene.garage.known(other.pid()).await;
     // SAFETY: a process of this test's own.
     unsafe { libc::kill(other.pid(), libc::SIGSTOP) };
+    until("the process is stopped", || software_gpu::record::stopped(other.pid())).await;
     for _ in 0..20 {
         let processes = scene.garage.pool().await.processes;
         assert_eq!(processes.len(), 2);
@@ -340,6 +366,21 @@ async fn a_gpu_server_killed_while_engines_are_out_or_on_the_way_in_loses_nothin
         scene.fault("");
         reunited(&scene).await;
         assert_eq!(scene.garage.known(scene.engine.pid()).await.away, 12 * MIB, "{call}");
+    }
+    for call in AFTER {
+        scene.fault(&format!("{call} crash pid={}\n", scene.server_pid()));
+        let generation = scene.garage.server.generation();
+        // The answer may be on its way when the server is killed; the engine runs.
+        assert!(matches!(scene.bring_back().await, Ok(()) | Err(GpuError::Lost { .. })));
+        let deadline = Instant::now() + LONG;
+        while scene.garage.server.generation() == generation {
+            assert!(Instant::now() < deadline, "{call}: the server is not killed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        scene.fault("");
+        scene.check();
+        reunited(&scene).await;
+        scene.garage.out(&scene.engine).await;
     }
     // The pool is in use although this server has moved nothing, and another engine does not get what lies in it.
     assert_eq!(scene.garage.pool().await.used, 8 * MIB);

@@ -436,6 +436,8 @@ impl Drop for Work {
         if clean {
             self.device.benches.lock().unwrap_or_else(PoisonError::into_inner).push(bench);
         } else {
+            let device = self.device.name();
+            eprintln!("gpu-server: a workbench on {device} is given up: memory may stay mapped on it");
             bench.scrap();
         }
     }

@@ -289,7 +289,12 @@ impl Known {
         };
         let mut seen = lock(&self.seen);
         if seen.pid == 0 || !stopped(seen.pid) {
-            *seen = process.describe().ok()?;
+            match process.describe() {
+                Ok(now) => *seen = now,
+                // Stopped meanwhile: it connects anew when it goes on.
+                Err(_) if seen.pid != 0 && stopped(seen.pid) => {}
+                Err(_) => return None,
+            }
         }
         Some(seen.clone())
     }
