@@ -45,20 +45,25 @@ def node_namespaces():
     return found.values()
 
 
-def listeners(namespaces=None):
-    """Listening sockets in the network namespaces of these processes; of all nodes, if none are named."""
-    found = set()
+def sockets(namespaces=None):
+    """Listening sockets in the network namespaces of these processes, by inode; of all nodes, if none are named."""
+    found = {}
     for pid in node_namespaces() if namespaces is None else namespaces:
         for table in ("tcp", "tcp6"):
             for line in read(f"/proc/{pid}/net/{table}").decode().splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == LISTENING:
-                    found.add(f"{table} port {int(fields[1].rsplit(':', 1)[1], 16)}")
+                    found[fields[9]] = f"{table} port {int(fields[1].rsplit(':', 1)[1], 16)}"
         for line in read(f"/proc/{pid}/net/unix").decode(errors="replace").splitlines()[1:]:
             fields = line.split(None, 7)
             if int(fields[3], 16) & ACCEPTS and len(fields) == 8:
-                found.add(f"unix {fields[7]}")
+                found[fields[6]] = f"unix {fields[7]}"
     return found
+
+
+def listeners():
+    """The names of the listening sockets on all nodes."""
+    return set(sockets().values())
 
 
 def snapshot():

@@ -3,8 +3,11 @@
 //! `scancel JOB.STEP` and a signal to `srun` kill every process of a step at once, and nothing of the run can tidy up.
 //! slurmstepd is not among the killed: it runs the task's epilog (srun(1)) some 30 ms later, as the job's user, without
 //! arguments. It was seen to do so after `scancel` of job and step, and after a KILL of `srun` (Slurm 22.05).
+//!
+//! Under `proctrack/linuxproc` Slurm's next round of KILL reaches the epilog too, some milliseconds later. So the work is done
+//! by a process that has left slurmstepd's tree first.
 
-use crate::job::leftovers;
+use crate::{job::leftovers, process};
 use std::process::ExitCode;
 
 /// Whether slurmstepd is asking: what it names its epilog of a task.
@@ -17,8 +20,10 @@ pub fn is_wanted() -> bool {
 pub fn execute() -> ExitCode {
     // Without a job's id nothing is known to be the job's.
     let Ok(job) = std::env::var("SLURM_JOB_ID") else { return ExitCode::SUCCESS };
-    for path in leftovers::sweep(Some(&job)) {
-        eprintln!("swapserve: removed {}, which a killed run left", path.display());
-    }
+    process::out_of_the_tree(|| {
+        for left in leftovers::sweep(Some(&job)) {
+            eprintln!("swapserve: removed {left}, left by a killed run");
+        }
+    });
     ExitCode::SUCCESS
 }

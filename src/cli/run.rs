@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   engines start ──all answered──► command runs ──exits──► end in order ──► its status
-//!        │ one given up                  │ TERM, INT, HUP: passed on; then it has the grace, then KILL
+//!        │ one given up                  │ TERM, INT, HUP: passed on; then it has the grace, then KILL;
+//!        │                               │                 a second one: KILL at once
 //!        ▼                               │ USR1, USR2: passed on, nothing else
 //!   end, exit 69                         ▼
 //! ```
@@ -14,6 +15,9 @@ use crate::{
     process::{self, Child},
 };
 use std::{io::IsTerminal, process::ExitStatus, time::Duration};
+
+/// What a command leaves behind has this long between TERM and KILL when nobody hurries.
+const LEFT_BEHIND_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs the verb.
 pub fn execute(args: &RunArgs, globals: &Globals) -> Outcome {
@@ -49,14 +53,12 @@ async fn serve_command(
         return Err(Error::new(Exit::Unavailable, message)
             .remedy("mend models.toml; `swapserve validate` checks its paths"));
     }
-    let key = session.key.as_deref();
-    let spawned =
-        user_command::spawn(&session.spawner, &args.command, &session.facts, key, &session.endpoint_file)
-            .await;
+    let spawned = user_command::spawn(session, &args.command).await;
     let command = spawned.map_err(|error| {
         Error::new(Exit::NoInput, format!("cannot run {}", args.command[0].to_string_lossy())).because(error)
     })?;
     let status = attend(session, &command, signals).await?;
+    tidy_up(&command, signals).await?;
     Ok(user_command::exit_code(status))
 }
 
@@ -77,11 +79,31 @@ async fn attend(session: &Session, command: &Child, signals: &mut JobSignals) ->
             continue;
         }
         session.drain();
-        let mut tree = command.tree();
-        if tokio::time::timeout(session.hurried().drain, command.exited()).await.is_err() {
-            tracing::warn!(grace = ?session.hurried().drain, "the command does not end: it is killed");
-            process::stop(&mut tree, Duration::ZERO).await?;
+        let grace = session.hurried().drain;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(grace, command.exited()) => ended.is_ok(),
+            again = service::final_signal(signals) => {
+                tracing::warn!("{again} again: the command is killed");
+                false
+            }
+        };
+        if !ended {
+            if !signals.in_haste() {
+                tracing::warn!(?grace, "the command does not end: it is killed");
+            }
+            process::stop(&mut command.tree(), Duration::ZERO).await?;
         }
         return Ok(command.exited().await);
     }
+}
+
+/// Ends what the command has left behind: it is not needed any more, and would be lost sight of.
+async fn tidy_up(command: &Child, signals: &JobSignals) -> Result<(), Error> {
+    let grace = if signals.kill_follows() { Duration::ZERO } else { LEFT_BEHIND_GRACE };
+    let report = process::stop(&mut command.tree(), grace).await?;
+    if let Some(first) = report.ended.first() {
+        let (name, processes) = (&first.comm, report.ended.len());
+        tracing::warn!(%name, processes, "the command left processes behind, which were ended");
+    }
+    Ok(())
 }

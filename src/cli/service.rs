@@ -73,12 +73,24 @@ pub async fn end_signal(signals: &mut JobSignals) -> JobSignal {
     }
 }
 
+/// The next signal that means the end whatever is run: TERM, INT, HUP.
+pub async fn final_signal(signals: &mut JobSignals) -> JobSignal {
+    loop {
+        let signal = signals.next().await;
+        if !matches!(signal, JobSignal::Usr1 | JobSignal::Usr2) {
+            return signal;
+        }
+    }
+}
+
 /// Ends the session in order, at once when another signal asks for haste, and says what was left behind.
 pub async fn end(session: Session, signals: &mut JobSignals) {
     let plan = if signals.kill_follows() { session.hurried() } else { session.at_leisure() };
     let report = session
         .end(plan, async {
-            end_signal(signals).await;
+            if !signals.in_haste() {
+                end_signal(signals).await;
+            }
         })
         .await;
     if !report.stopped_in_time {

@@ -21,6 +21,7 @@ use crate::{
     topology::Allowed,
     units::Bytes,
 };
+use futures_util::future::{FusedFuture as _, FutureExt as _};
 use std::{
     io,
     net::SocketAddr,
@@ -37,6 +38,9 @@ use tokio::{
 
 /// How often Slurm is asked for the job's end: it can be changed while the job runs.
 const END_POLL: Duration = Duration::from_secs(60);
+
+/// What engines still have to end in once haste is asked for; then they are killed.
+const HASTE: Duration = Duration::from_millis(500);
 
 /// What the command line adds to the plan.
 #[derive(Clone, Debug, Default)]
@@ -178,8 +182,14 @@ impl Session {
         let gpus = specs::assign_gpus(&plan, &found.totals);
         specs::leave_nothing_where_it_adds_up(&mut plan, &gpus, &capacity);
         let (plan, job) = (Arc::new(plan), Arc::new(job));
-        for path in job::leftovers::sweep(job.id().as_deref()) {
-            tracing::info!(path = %path.display(), "removed what a killed run of this job left");
+        if let Some(slurm) = job.slurm.as_ref().filter(|slurm| slurm.restarts > 0) {
+            let (job, restarts) = (slurm.job, slurm.restarts);
+            tracing::info!(
+                "job {job} was restarted {restarts} time(s) by Slurm: nothing of an earlier run is used"
+            );
+        }
+        for left in job::leftovers::sweep(job.id().as_deref()) {
+            tracing::info!("removed {left}, left by a killed run of this job");
         }
         let run_dir =
             RunDir::create(job.id().as_deref(), options.run_dir.as_deref()).map_err(SessionError::RunDir)?;
@@ -267,6 +277,11 @@ impl Session {
         }
     }
 
+    /// Marks every process of this run.
+    pub fn cookie(&self) -> &str {
+        self.run_dir.cookie()
+    }
+
     /// Calls `look` at once and after each change, until it says that it has seen enough.
     pub async fn watch(&self, mut look: impl FnMut(&RunStatus) -> bool) {
         let mut changes = self.core.changes();
@@ -293,18 +308,28 @@ impl Session {
         EndPlan::at_leisure(grace.unwrap_or_default())
     }
 
-    /// Ends the run in order; open streams get no more time once `haste` resolves.
+    /// Ends the run in order; open streams get no more time once `haste` resolves, and engines next to none.
     pub async fn end(mut self, plan: EndPlan, haste: impl Future<Output = ()>) -> EndReport {
         self.drain();
-        let idle = self.core.idle();
+        let mut haste = std::pin::pin!(haste.fuse());
         tokio::select! {
             // Streams that take longer are ended with an error event when their engine goes.
-            _ = timeout(plan.drain, idle) => {}
-            () = haste => {}
+            _ = timeout(plan.drain, self.core.idle()) => {}
+            () = &mut haste => {}
         }
         self.ending.send_replace(true);
-        let stopped = async { while self.workers.join_next().await.is_some() {} };
-        let stopped_in_time = timeout(plan.stop, stopped).await.is_ok();
+        let mut stopped = std::pin::pin!(async { while self.workers.join_next().await.is_some() {} });
+        let mut in_time = None;
+        if !haste.is_terminated() {
+            tokio::select! {
+                stopped = timeout(plan.stop, &mut stopped) => in_time = Some(stopped.is_ok()),
+                () = &mut haste => {}
+            }
+        }
+        let stopped_in_time = match in_time {
+            Some(in_time) => in_time,
+            None => timeout(plan.stop.min(HASTE), &mut stopped).await.is_ok(),
+        };
         self.router_ending.send_replace(true);
         // The router gives its last bytes a second of their own.
         let _ = timeout(Duration::from_secs(2), &mut self.router).await;
@@ -317,6 +342,8 @@ impl Session {
             left.push(format!("processes below this one: {error}"));
             0
         });
+        // Of engines that had to be killed; those that ended in time have been tidied up after.
+        job::leftovers::sweep_shared(self.run_dir.path());
         if let Err(error) = self.endpoint.remove() {
             left.push(format!("{}: {error}", self.endpoint_file.display()));
         }

@@ -1,38 +1,34 @@
 //! The user's command: the program that `run` serves.
 
-use super::RunFacts;
+use super::Session;
 use crate::{
-    job::JobSignal,
-    process::{Child, Group, Launch, Output, SpawnError, Spawner, Stdin},
+    job::{JobSignal, rundir::COOKIE},
+    process::{Child, Group, Launch, Output, SpawnError, Stdin},
 };
 use rustix::process::Signal;
 use std::{
     ffi::OsString,
     io,
-    path::Path,
     process::{ExitCode, ExitStatus},
 };
 
-/// Starts it with the endpoint in its environment; its standard streams are ours.
-pub async fn spawn(
-    spawner: &Spawner,
-    command: &[OsString],
-    facts: &RunFacts,
-    key: Option<&str>,
-    endpoint_file: &Path,
-) -> Result<Child, SpawnError> {
+/// Starts it with the endpoint in its environment; its standard streams, its session and group are ours. Nobody below it
+/// outlives this process.
+pub async fn spawn(session: &Session, command: &[OsString]) -> Result<Child, SpawnError> {
     let mut launch = Launch::new(&command[0])
         .args(&command[1..])
         .stdin(Stdin::Inherit)
         .group(Group::Inherit)
+        .guarded()
         .core_dumps(true);
     launch = launch.stdout(Output::Inherit).stderr(Output::Inherit).envs(std::env::vars_os());
     launch = launch
-        .env("OPENAI_BASE_URL", &facts.url)
+        .env("OPENAI_BASE_URL", &session.facts.url)
         // The client libraries insist on a key even where none is asked for.
-        .env("OPENAI_API_KEY", key.unwrap_or("none"))
-        .env("SWAPSERVE_ENDPOINT_FILE", endpoint_file);
-    spawner.spawn(launch).await
+        .env("OPENAI_API_KEY", session.key.as_deref().unwrap_or("none"))
+        .env("SWAPSERVE_ENDPOINT_FILE", &session.endpoint_file)
+        .env(COOKIE, format!("{}/", session.cookie()));
+    session.spawner.spawn(launch).await
 }
 
 /// Passes a signal on to it; nothing, if it has ended.

@@ -12,7 +12,7 @@ use crate::{
     config::Plan,
     engine::{Cookie, Engine, EngineEnv, Weights},
     gpu::park::setup::BUDGET_VARIABLE,
-    job::{Job, RunDir},
+    job::{Job, RunDir, rundir::COOKIE},
     process::Spawner,
     swap::{Deps, MemoryProbe, NoGpus, Swapper},
     topology::{self, Allowed, Binding, Mask, Placement, Request, TopologyError},
@@ -25,9 +25,6 @@ use std::{
     sync::Arc,
 };
 use tokio::sync::{mpsc, watch};
-
-/// The variable that marks every process of a run.
-pub const COOKIE: &str = "SWAPSERVE_RUN";
 
 /// Why the engines cannot be given their places.
 #[derive(Debug, thiserror::Error)]

@@ -5,9 +5,13 @@
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
 use super::{
-    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse,
+    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse, shared,
 };
-use crate::{config::TemplateValues, process::Launch, router::gate::Upstream};
+use crate::{
+    config::TemplateValues,
+    process::{Launch, SharedFiles},
+    router::gate::Upstream,
+};
 use ::http::{Method, StatusCode};
 use std::{
     fs,
@@ -94,8 +98,10 @@ impl Engine {
             .log(self.log.path())
             .binding(self.env.binding.clone())
             .guarded();
+        let before = SharedFiles::before();
         let child = self.env.spawner.spawn(launch).await?;
         let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
+        let shared = shared::Keeper::of(tree.clone(), before, self.shared_list());
         let tree = Arc::new(Mutex::new(tree));
         self.running = Some(Running {
             child,
@@ -104,6 +110,7 @@ impl Engine {
             started: Instant::now(),
             pulse: pulse::Pulse::begin(&self.plan.name, tree.clone()),
             tree,
+            shared,
             _log_keeper: self.log.keep(),
         });
         Ok(())

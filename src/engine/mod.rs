@@ -22,6 +22,7 @@
 //! | `log` | its log file: tail, size bound, no keys |
 //! | `memory` | host memory of a process tree |
 //! | `pulse` | its processes run while they are meant to |
+//! | `shared` | its files in shared memory, which outlive it |
 //! | `weights` | the files it reads at its start, and reading them ahead of it |
 
 mod address;
@@ -33,6 +34,7 @@ mod log;
 mod memory;
 mod probe;
 mod pulse;
+mod shared;
 mod weights;
 
 pub use env::{Cookie, EngineEnv};
@@ -44,7 +46,7 @@ pub use weights::{Reading, Weights};
 
 use crate::{
     config::ModelPlan,
-    process::{self, Child, ProcId, Stat, StopReport, Tree},
+    process::{self, Child, ProcId, SHARED_LIST, Stat, StopReport, Tree},
     router::gate::Upstream,
     units::Bytes,
 };
@@ -84,6 +86,8 @@ pub struct Running {
     tree: Arc<Mutex<Tree>>,
     /// Continues what of it is stopped from outside.
     pulse: pulse::Pulse,
+    /// Notes what the tree has in shared memory.
+    shared: shared::Keeper,
     /// Keeps the log file within its bound.
     _log_keeper: log::Keeper,
 }
@@ -160,10 +164,13 @@ impl Engine {
     /// When `/proc` cannot be read or a process cannot be signalled; the engine then still counts as running.
     pub async fn stop(&mut self) -> io::Result<StopReport> {
         let Some(running) = &self.running else { return Ok(StopReport::default()) };
+        running.shared.note();
         // A clone, because a lock must not be held while waiting; nobody else looks at the tree meanwhile.
         let mut tree = running.tree.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let report = process::stop(&mut tree, self.plan.stop_grace).await?;
-        self.running = None;
+        if let Some(running) = self.running.take() {
+            running.shared.remove().await;
+        }
         // A killed engine leaves its socket behind, and its files may hold its key.
         let _ = std::fs::remove_dir_all(self.own_dir());
         Ok(report)
@@ -248,6 +255,11 @@ impl Engine {
     /// Resident pages of the tree from the kernel's counters: quick, and pages shared between processes count for each.
     pub fn resident_pages(&self) -> Bytes {
         memory::resident(&self.tree())
+    }
+
+    /// The list of its files in shared memory.
+    fn shared_list(&self) -> PathBuf {
+        self.env.run_dir.join(format!("{}.{SHARED_LIST}", file_name(&self.plan.name)))
     }
 
     /// Its own directory, there while it runs: its socket, and the files that the plan gives it.

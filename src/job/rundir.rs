@@ -14,6 +14,8 @@ use std::{
 
 /// Longest path of a socket in it: 108 bytes with the closing zero, less `/` and the longest name we use.
 const LONGEST: usize = 107 - 1 - 40;
+/// The variable that marks every process of a run: the run's cookie, `/`, and the model's name (nothing: the command's).
+pub const COOKIE: &str = "SWAPSERVE_RUN";
 /// Bytes of a key: 256 bits from the kernel.
 const KEY_BYTES: usize = 32;
 
@@ -91,7 +93,7 @@ impl RunDir {
         // The creation mask may have taken bits away, never added any.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io)?;
         DirBuilder::new().recursive(true).mode(0o700).create(path.join("log")).map_err(io)?;
-        Owner::this_process().write(&path).map_err(io)?;
+        Owner::this_process(&cookie).write(&path).map_err(io)?;
         Ok(RunDir { path, cookie, open: true })
     }
 
@@ -128,7 +130,7 @@ impl RunDir {
 
     /// Where the key is.
     pub fn key_file(&self) -> PathBuf {
-        self.path.join("key")
+        key_file(&self.path)
     }
 
     /// Removes it with everything in it.
@@ -153,6 +155,11 @@ impl Drop for RunDir {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
+}
+
+/// Where the key is in a run directory.
+pub(super) fn key_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("key")
 }
 
 /// How the names of a job's run directories begin.

@@ -28,7 +28,25 @@ pub enum JobSignal {
     Usr2,
 }
 
+impl std::fmt::Display for JobSignal {
+    /// Its name in capitals, as `kill -l` has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            JobSignal::Term => "TERM",
+            JobSignal::Int => "INT",
+            JobSignal::Hup => "HUP",
+            JobSignal::Usr1 => "USR1",
+            JobSignal::Usr2 => "USR2",
+        })
+    }
+}
+
 impl JobSignal {
+    /// Whether it asks for the end whatever is run: one more of these asks for haste.
+    fn is_final(self) -> bool {
+        matches!(self, JobSignal::Term | JobSignal::Int | JobSignal::Hup)
+    }
+
     /// Its number.
     pub fn number(self) -> i32 {
         match self {
@@ -47,6 +65,7 @@ pub struct JobSignals {
     listeners: Vec<(JobSignal, Signal)>,
     last: Option<(JobSignal, Instant)>,
     term: bool,
+    finals: u32,
 }
 
 impl JobSignals {
@@ -61,12 +80,18 @@ impl JobSignals {
             listeners: all.into_iter().map(listen).collect::<io::Result<_>>()?,
             last: None,
             term: false,
+            finals: 0,
         })
     }
 
     /// Whether TERM has come: unless it was sent by hand, Slurm kills after the site's KillWait.
     pub fn kill_follows(&self) -> bool {
         self.term
+    }
+
+    /// Whether the end has been asked for more than once: whoever asks again does not want to wait.
+    pub fn in_haste(&self) -> bool {
+        self.finals > 1
     }
 
     /// The next signal; echoes are left out.
@@ -84,6 +109,8 @@ impl JobSignals {
             self.last = Some((kind, now));
             self.term |= kind == JobSignal::Term;
             if !echo {
+                self.finals += u32::from(kind.is_final());
+                tracing::info!("received {kind}");
                 return kind;
             }
         }

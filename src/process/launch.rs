@@ -189,7 +189,8 @@ impl Launch {
     }
 
     /// Puts the child under a warden (see [`warden`](super::warden)), if the spawner has one: then nobody below it is
-    /// ever lost, and everybody ends with this process. The child gets a session of its own.
+    /// ever lost, and everybody ends with this process. The warden is in the child's session and group, or, where the
+    /// child has its own, in another of its own.
     pub fn guarded(mut self) -> Self {
         self.guarded = true;
         self

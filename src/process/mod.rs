@@ -12,6 +12,7 @@
 //!   ([`ProcId`]), so a recycled number is never mistaken for the process it once was.
 //! * [`warden`]: a small process above each engine, below which nobody is lost, and which ends them all when
 //!   this process dies.
+//! * [`SharedFiles`]: what a tree made in `/dev/shm`, which no process's end removes.
 //! * [`stop`]: TERM, grace, KILL, to the whole tree, until a new look at `/proc` finds nobody.
 //!
 //! What a stranger may touch: [`Launch`] for what a child is given; the others for how it lives.
@@ -19,10 +20,13 @@
 
 mod child;
 mod doctor;
+mod escape;
 mod handle;
 mod launch;
 mod limits;
+mod marked;
 mod orphans;
+mod shm;
 mod spawner;
 mod stat;
 mod stop;
@@ -31,10 +35,13 @@ pub mod warden;
 
 pub use child::Child;
 pub use doctor::doctor;
+pub use escape::out_of_the_tree;
 pub use handle::Handle;
 pub use launch::{Group, Launch, Output, Stdin};
 pub use limits::{dump_no_core, raise_open_files};
+pub use marked::kill_marked;
 pub use orphans::adopt_orphans;
+pub use shm::{SHARED_LIST, SharedFile, SharedFiles, remove_shared};
 pub use spawner::{SpawnError, Spawner};
 pub use stat::{ProcFs, ProcId, Stat, State};
 pub use stop::{Ended, How, StopReport, stop};

@@ -7,6 +7,7 @@ whose size stands in the file --memory; every control request is a line in the f
 
 import argparse
 import json
+import mmap
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def arguments():
     p.add_argument("--flood", help="log without end as long as this file is there")
     p.add_argument("--deaf", action="store_true", help="ignore TERM")
     p.add_argument("--daemon", action="store_true", help="leave a grandchild in a session of its own")
+    p.add_argument("--shm", metavar="NAME", help="keep a file of this name in /dev/shm mapped; never remove it")
     p.add_argument("--sleeps", choices=["vllm", "sglang", "trtllm", "ollama"])
     p.add_argument("--memory")
     p.add_argument("--calls")
@@ -144,14 +146,14 @@ class Handler(BaseHTTPRequestHandler):
         """Says its word until the client has gone."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        piece = json.dumps({"choices": [{"delta": {"content": self.options.answer}}]}).encode()
+        piece = b"data: " + json.dumps({"choices": [{"delta": {"content": self.options.answer}}]}).encode() + b"\n\n"
         try:
             while True:
                 while self.options.hang and os.path.exists(self.options.hang):
                     time.sleep(0.5)
-                self.wfile.write(b"data: " + piece + b"\n\n")
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 time.sleep(0.05)
         except OSError:
             self.close_connection = True
@@ -249,16 +251,31 @@ def flood(path):
         time.sleep(0.01)
 
 
+def keep_shared_memory(name):
+    """As engines do that have worker processes."""
+    with open(f"/dev/shm/{name}", "w+b") as f:
+        f.truncate(1 << 16)
+        return mmap.mmap(f.fileno(), 1 << 16)
+
+
+def take_all_memory(*_):
+    taken = []
+    while True:
+        taken.append(b"x" * (8 << 20))
+
+
 def main():
     options = arguments()
     if options.flood:
         threading.Thread(target=flood, args=(options.flood,), daemon=True).start()
+    signal.signal(signal.SIGUSR2, take_all_memory)
     print("fake engine with key", options.key, flush=True)
     if options.exit is not None:
         print("fake: no such model", flush=True)
         sys.exit(options.exit)
     if options.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    shared = keep_shared_memory(options.shm) if options.shm else None
     if options.daemon:
         leave_daemon()
     if options.mute:
@@ -268,6 +285,7 @@ def main():
     Handler.options = options
     Handler.state = State(options)
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+    del shared
 
 
 if __name__ == "__main__":

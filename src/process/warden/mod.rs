@@ -1,4 +1,5 @@
-//! The warden: a small process between the daemon and an engine, so that no process of the engine can get away.
+//! The warden: a small process between the daemon and an engine, so that no process of the engine can get away. The
+//! user's command has one too.
 //!
 //! ```text
 //! daemon (spawner thread) ── warden ── engine ── workers, whoever they fork, in whatever session
@@ -11,7 +12,7 @@
 //! watching ── engine ended ─▶ tells its status, goes on reaping ── nobody left ──▶ ends
 //!    │ daemon gone
 //!    ▼
-//! killing ── KILL to everybody below it until a look at /proc finds nobody ──▶ ends
+//! killing ── KILL to everybody below it until a look at /proc finds nobody ──▶ tidies up after the run, ends
 //! ```
 //!
 //! Why: `PR_SET_PDEATHSIG` reaches only the daemon's own children, and a site with `proctrack/linuxproc` loses whoever
@@ -27,8 +28,12 @@ mod start;
 pub use run::main;
 pub(super) use start::start;
 
-/// The hidden verb: `swapserve warden PARENT STATUS_FD OOM_SCORE -- PROGRAM ARG…`.
+/// The hidden verb: `swapserve warden PARENT STATUS_FD OOM_SCORE session|group|inherit -- PROGRAM ARG…`; the last word says
+/// what the child gets of its own.
 pub const VERB: &str = "warden";
+
+/// Its name in `ps`; the kernel keeps 15 bytes.
+pub(super) const NAME: &str = "engine-warden";
 
 /// What the warden tells the daemon, a line each, through a pipe that nobody else has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid, set_child_subreaper, set_parent_process_death_signal, setsid};
 
-use super::Word;
+use super::{NAME, Word};
 use crate::process::spawner::{unblock_all_signals, write_oom_score};
-use crate::process::{Handle, ProcFs, Tree};
+use crate::process::{Handle, ProcFs, SharedFiles, Tree};
 
 /// Who has nobody to answer to any more is given this long to end what it guards; only a process that hangs in the
 /// kernel needs it all.
@@ -20,10 +20,10 @@ const LAST_EFFORT: Duration = Duration::from_secs(30);
 /// How often a look is taken meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Runs as a warden. Never returns.
-pub fn main(args: impl Iterator<Item = OsString>) -> ! {
+/// Runs as a warden; `tidy_up` is what is left to do once the daemon and everybody below are gone. Never returns.
+pub fn main(args: impl Iterator<Item = OsString>, tidy_up: impl FnOnce()) -> ! {
     let code = match Orders::parse(args) {
-        Some(orders) => guard(orders),
+        Some(orders) => guard(orders, tidy_up),
         None => 64, // EX_USAGE: a person has called it
     };
     std::process::exit(code)
@@ -34,6 +34,7 @@ struct Orders {
     parent: Option<Pid>,
     status: File,
     oom_score: Option<String>,
+    session: bool,
     command: Command,
 }
 
@@ -43,6 +44,7 @@ impl Orders {
         let parent = Pid::from_raw(word()?.parse().ok()?);
         let status: i32 = word()?.parse().ok()?;
         let oom_score = Some(word()?).filter(|score| score.parse::<i16>().is_ok());
+        let group = word()?;
         (word()? == "--").then_some(())?;
         if status <= 2 {
             return None;
@@ -51,14 +53,18 @@ impl Orders {
         let status = unsafe { File::from_raw_fd(status) };
         let mut command = Command::new(args.next()?);
         command.args(args);
-        Some(Self { parent, status, oom_score, command })
+        if group == "group" {
+            command.process_group(0);
+        }
+        Some(Self { parent, status, oom_score, session: group == "session", command })
     }
 }
 
-fn guard(mut orders: Orders) -> i32 {
+fn guard(mut orders: Orders, tidy_up: impl FnOnce()) -> i32 {
     let waiting = block_all_signals();
     // The name in `ps`; failing to have one harms nobody.
-    let _ = rustix::thread::set_name(c"engine-warden");
+    let _ = std::ffi::CString::new(NAME).is_ok_and(|name| rustix::thread::set_name(&name).is_ok());
+    let mut shared = orders.session.then(SharedFiles::before);
     let ready = rustix::io::fcntl_setfd(&orders.status, rustix::io::FdFlags::CLOEXEC)
         .and_then(|()| set_child_subreaper(Some(rustix::process::getpid())));
     let engine = match ready.map_err(io::Error::from).and_then(|()| start(&mut orders)) {
@@ -75,7 +81,8 @@ fn guard(mut orders: Orders) -> i32 {
     let_go_of_files(orders.status.as_raw_fd());
     loop {
         if getppid() != orders.parent {
-            kill_all(&waiting);
+            kill_all(&waiting, &mut shared);
+            tidy_up();
             return 0;
         }
         match reap(|pid, status| {
@@ -96,12 +103,14 @@ fn tell(status: &mut File, word: Word) {
 
 fn start(orders: &mut Orders) -> io::Result<i32> {
     let me = rustix::process::getpid();
-    let oom_score = orders.oom_score.take();
+    let (oom_score, session) = (orders.oom_score.take(), orders.session);
     // SAFETY: this process has one thread, and only system calls are made.
     unsafe {
         orders.command.pre_exec(move || {
             unblock_all_signals();
-            setsid()?;
+            if session {
+                setsid()?;
+            }
             set_parent_process_death_signal(Some(Signal::KILL))?;
             if getppid() != Some(me) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -153,19 +162,25 @@ fn reap(mut ended: impl FnMut(i32, i32)) -> Children {
     }
 }
 
-/// The daemon is gone: nobody below may live.
-fn kill_all(waiting: &libc::sigset_t) {
+/// The daemon is gone: nobody below may live, and nothing of an engine's may stay in shared memory.
+fn kill_all(waiting: &libc::sigset_t, shared: &mut Option<SharedFiles>) {
     let Some(me) = ProcFs::default().stat(std::process::id().cast_signed()) else { return };
     let mut tree = Tree::of(me.id).below_root();
     let deadline = Instant::now() + LAST_EFFORT;
     while Instant::now() < deadline {
         let members = tree.members().unwrap_or_default();
+        if let Some(shared) = shared {
+            shared.note(members.iter().map(|stat| stat.id.pid));
+        }
         for stat in &members {
             if let Ok(Some(handle)) = Handle::open(stat.id) {
                 let _ = handle.signal(Signal::KILL);
             }
         }
         if members.is_empty() && matches!(reap(|_, _| ()), Children::None) {
+            if let Some(shared) = shared {
+                shared.remove();
+            }
             return;
         }
         wait_for_signal(waiting, Some(LOOK_AGAIN));

@@ -50,8 +50,9 @@ pub(in crate::process) async fn start(
 /// The launch of the warden, which passes on all that the engine is given.
 fn wrap(engine: Launch, warden: &Path, told: OwnedFd) -> Launch {
     let score = engine.oom_score_adj.map_or_else(|| "-".to_owned(), |score| score.to_string());
+    let own_group = group_word(engine.group);
     let mut launch = Launch {
-        group: Group::Session,
+        group: if engine.group == Group::Inherit { Group::Inherit } else { Group::Session },
         // Blocked in the warden: it is woken, and finds its parent gone.
         death_signal: Some(Signal::TERM),
         oom_score_adj: None,
@@ -59,9 +60,24 @@ fn wrap(engine: Launch, warden: &Path, told: OwnedFd) -> Launch {
     };
     let status = launch.inherit_fd(told);
     let program = std::mem::replace(&mut launch.program, warden.into());
-    let own = [VERB.to_owned(), std::process::id().to_string(), status.to_string(), score, "--".to_owned()];
+    let own = [
+        VERB.to_owned(),
+        std::process::id().to_string(),
+        status.to_string(),
+        score,
+        own_group.to_owned(),
+        "--".to_owned(),
+    ];
     let args = own.into_iter().map(OsString::from).chain([program]).chain(launch.args);
     Launch { args: args.collect(), ..launch }
+}
+
+fn group_word(group: Group) -> &'static str {
+    match group {
+        Group::Session => "session",
+        Group::Group => "group",
+        Group::Inherit => "inherit",
+    }
 }
 
 async fn next(words: &mut Lines<BufReader<Receiver>>) -> Option<Word> {

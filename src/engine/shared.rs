@@ -1,0 +1,113 @@
+//! What an engine has in shared memory: noted as soon as it is made, because whoever kills the run gives no notice.
+//!
+//! The kernel tells of each new file in `/dev/shm` (inotify(7)); a look at the tree then says whether it is this engine's.
+//! What is found is written down in the run directory, where the epilog and the job's next run find it.
+
+use crate::process::{SharedFiles, Tree};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{io::unix::AsyncFd, task::JoinHandle};
+
+/// A file is made first and mapped a moment later: when to look after one was made.
+const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
+/// Least time between looks at all processes, however many files are made.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Notes what one tree has in shared memory, for as long as it lives.
+pub(super) struct Keeper {
+    notes: Arc<Mutex<Notes>>,
+    watching: Option<JoinHandle<()>>,
+}
+
+struct Notes {
+    tree: Tree,
+    files: SharedFiles,
+    list: PathBuf,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(watching) = &self.watching {
+            watching.abort();
+        }
+    }
+}
+
+impl Keeper {
+    /// Begins with the tree; `before` was taken before it was there, `list` is where the notes go.
+    pub(super) fn of(tree: Tree, before: SharedFiles, list: PathBuf) -> Self {
+        let notes = Arc::new(Mutex::new(Notes { tree, files: before, list }));
+        let watching = match events() {
+            Ok(events) => Some(tokio::spawn(watch(events, notes.clone()))),
+            Err(error) => {
+                tracing::debug!(%error, "new files in shared memory are only looked for at an engine's end");
+                None
+            }
+        };
+        Keeper { notes, watching }
+    }
+
+    /// Looks now: before the tree is ended.
+    pub(super) fn note(&self) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).look();
+    }
+
+    /// The tree is gone: removes what it left. Looks at every process where there is something to remove.
+    pub(super) async fn remove(self) {
+        let notes = self.notes.clone();
+        let remove = move || {
+            let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+            for path in notes.files.remove() {
+                tracing::debug!(path = %path.display(), "removed what an engine left in shared memory");
+            }
+            let _ = std::fs::remove_file(&notes.list);
+        };
+        if tokio::task::spawn_blocking(remove).await.is_err() {
+            tracing::debug!("the run is torn down; its end removes what engines left in shared memory");
+        }
+    }
+}
+
+impl Notes {
+    fn look(&mut self) {
+        let members = self.tree.members().unwrap_or_default();
+        if self.files.note(members.iter().map(|stat| stat.id.pid))
+            && let Ok(text) = serde_json::to_vec(&self.files.noted())
+            && let Err(error) = std::fs::write(&self.list, text)
+        {
+            tracing::debug!(%error, list = %self.list.display(), "cannot note what an engine has in shared memory");
+        }
+    }
+}
+
+fn events() -> io::Result<AsyncFd<OwnedFd>> {
+    let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&events, SharedFiles::DIR, WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    // SAFETY: the descriptor is owned by the registration, and stays open and the same for as long as that lives.
+    Ok(unsafe { AsyncFd::register(events) }?)
+}
+
+async fn watch(events: AsyncFd<OwnedFd>, notes: Arc<Mutex<Notes>>) {
+    // What was made between the launch and now.
+    let mut made = true;
+    loop {
+        if made {
+            for pause in LOOKS {
+                tokio::time::sleep(pause).await;
+                notes.lock().unwrap_or_else(PoisonError::into_inner).look();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let Ok(mut ready) = events.readable().await else { return };
+        // Which files does not matter: the look tells.
+        made = ready
+            .try_io(|events| Ok(rustix::io::read(events, &mut [0; 4096])?))
+            .is_ok_and(|read| read.is_ok());
+    }
+}
