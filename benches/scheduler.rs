@@ -45,6 +45,7 @@ impl Bench {
             min_resident: second,
             patience: second,
             drain_limit: second,
+            end_margin: Duration::ZERO,
         };
         let mut bench = Bench {
             scheduler: Scheduler::new(Setup { models, capacity, bounds }),

@@ -69,6 +69,7 @@ fn setup() -> Setup {
             min_resident: Duration::from_secs(5),
             patience: Duration::from_secs(10),
             drain_limit: Duration::from_secs(10),
+            end_margin: Duration::from_secs(60),
         },
     }
 }

@@ -211,6 +211,7 @@ impl Gate for OneModel {
             on_disconnect: DisconnectPolicy::Cancel,
             waited: Duration::ZERO,
             swapping: Duration::ZERO,
+            job_ends: None,
             lost: lost.subscribe(),
             release: Some(Box::new(move || {
                 drop(lost);

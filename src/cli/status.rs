@@ -30,7 +30,17 @@ impl Report for RunStatus {
         let job = run.job.as_deref().map_or("no Slurm job".to_owned(), |id| format!("job {id}"));
         let end = self.remaining_s.map_or(String::new(), |left| format!(", ends in {}", spoken(left)));
         let mode = if self.accepting { String::new() } else { style.warn(" (ending: no new requests)") };
-        writeln!(out, "{} on {}, up {}{end}{mode}", style.bold(&job), run.node, spoken(self.uptime_s))?;
+        let again = match run.restarts {
+            0 => String::new(),
+            times => format!(" (restarted {times} time(s))"),
+        };
+        writeln!(
+            out,
+            "{}{again} on {}, up {}{end}{mode}",
+            style.bold(&job),
+            run.node,
+            spoken(self.uptime_s)
+        )?;
         writeln!(out, "{}", run.url)?;
         writeln!(out, "used {} of {}", resources(&self.used), resources(&self.capacity))?;
         writeln!(out)?;

@@ -238,6 +238,9 @@ pub struct SchedulerPlan {
     /// How long a drain may take before a busy engine is swapped out in mid-generation, where its mechanism keeps streams.
     #[serde(serialize_with = "seconds")]
     pub drain_limit: Duration,
+    /// How long before the job's end requests that would not be done by then are refused.
+    #[serde(serialize_with = "seconds")]
+    pub end_margin: Duration,
     /// CPU engines that may compute at once; the ledger's running slots. 0: one for every core of the job.
     pub running_slots: u32,
 }

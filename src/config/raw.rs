@@ -117,6 +117,9 @@ section! {
         /// How long a drain may take before a busy engine is swapped out in mid-answer, where its streams survive that.
         /// Default 30s.
         drain_limit: Time,
+        /// How long before the job's end requests are refused that would not be done by then, as the model's longer requests
+        /// go, and answers say how much time is left. Default 2m; 0s: only what is not even begun by then is refused.
+        end_margin: Time,
         /// CPU engines that may compute at once. Default 0: one for every core of the job.
         running_slots: u32,
     }

@@ -81,6 +81,7 @@ fn scheduler(file: &File) -> SchedulerPlan {
         min_resident: value(&raw.min_resident).map_or(Duration::from_secs(2), |t| t.0),
         patience: value(&raw.patience).map_or(Duration::from_secs(5), |t| t.0),
         drain_limit: value(&raw.drain_limit).map_or(Duration::from_secs(30), |t| t.0),
+        end_margin: value(&raw.end_margin).map_or(Duration::from_secs(120), |t| t.0),
         running_slots: value(&raw.running_slots).unwrap_or(0),
     }
 }

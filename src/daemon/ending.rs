@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// KillWait where no site says otherwise (slurm.conf(5)).
 const DEFAULT_KILL_WAIT: Duration = Duration::from_secs(30);
-/// Kept for the sweep and for Slurm's own delays (signals were seen 300 ms before their time).
-const RESERVE: Duration = Duration::from_millis(1500);
+/// Kept for the sweep and for Slurm's own delays (KILL was seen 300 ms before its time, and TERM late on a busy node).
+const RESERVE: Duration = Duration::from_millis(2000);
 
 /// How long each step of the end may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

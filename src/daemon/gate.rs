@@ -138,6 +138,7 @@ fn lease(core: Rc<Core>, request: RequestId, grant: Grant) -> Result<Lease, Deni
         on_disconnect: plan.on_disconnect,
         waited: grant.waited,
         swapping: grant.swapping,
+        job_ends: core.remaining().filter(|left| *left <= core.plan.scheduler.end_margin),
         lost,
         release: Some(Box::new(move || core.release(request))),
     })

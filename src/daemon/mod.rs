@@ -39,6 +39,7 @@ mod hang;
 mod history;
 mod journal;
 mod parking;
+mod pressure;
 mod report;
 mod session;
 pub(crate) mod specs;

@@ -7,6 +7,7 @@ use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
     gpus::{GpusError, JobGpus},
     parking::ParkPlace,
+    pressure,
     specs::{self, Resources, TooLittleHost},
     strangers,
     wiring::{self, Wiring},
@@ -234,6 +235,7 @@ impl Session {
         });
         spawn_local(core.clone().keep_time());
         spawn_local(watch_end(core.clone(), job.clone()));
+        spawn_local(pressure::watch(core.clone()));
         if let Some(client) = &found.client {
             spawn_local(strangers::watch(core.clone(), client.clone(), resources));
         }

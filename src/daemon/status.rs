@@ -191,8 +191,13 @@ impl Core {
     pub(super) fn metrics(&self) -> String {
         let status = self.status();
         let mut text = String::new();
-        let mut gauge = |name: &str, help: &str, kind: &str, value: &dyn Fn(&ModelRow) -> f64| {
+        if let Some(left) = status.remaining_s {
+            let name = "swapserve_job_remaining_seconds";
             // Writing to a String cannot fail.
+            let _ =
+                writeln!(text, "# HELP {name} Time until the job's end.\n# TYPE {name} gauge\n{name} {left}");
+        }
+        let mut gauge = |name: &str, help: &str, kind: &str, value: &dyn Fn(&ModelRow) -> f64| {
             let _ = writeln!(text, "# HELP swapserve_{name} {help}\n# TYPE swapserve_{name} {kind}");
             for model in &status.models {
                 let _ =

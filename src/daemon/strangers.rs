@@ -11,8 +11,7 @@ use super::{
 use crate::{
     gpu::{GpuClient, launch::SERVER_VERB},
     process::{ProcFs, Tree},
-    scheduler::Event,
-    units::Bytes,
+    units::{Bytes, Footprint},
 };
 use std::{collections::HashSet, rc::Rc, time::Duration};
 
@@ -38,7 +37,8 @@ pub async fn watch(core: Rc<Core>, client: GpuClient, mut has: Resources) {
             has.gpu_free[*gpu] = is;
         }
         if !changed.is_empty() {
-            core.post(Event::Capacity { capacity: specs::capacity(&core.plan, &has) });
+            let gpu = specs::capacity(&core.plan, &has).gpu;
+            core.set_capacity(Footprint { gpu, ..core.capacity() });
         }
         before = now;
     }

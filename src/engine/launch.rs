@@ -5,7 +5,8 @@
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
 use super::{
-    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse, shared,
+    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse,
+    shared,
 };
 use crate::{
     config::TemplateValues,
@@ -28,6 +29,9 @@ use std::{
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// When the job's memory runs out, an engine goes before the user's command or the daemon of the same size: it can be
+/// started again. In thousandths of the job's limit, added to its size.
+const OOM_SCORE: i16 = 200;
 /// Time the first health request has; each one that is not answered gives the next one twice as long. A server that is
 /// still starting may accept a connection and never look at it.
 const FIRST_PATIENCE: Duration = Duration::from_millis(250);
@@ -97,6 +101,7 @@ impl Engine {
             .envs(self.env.variables(&command.env))
             .log(self.log.path())
             .binding(self.env.binding.clone())
+            .oom_score_adj(OOM_SCORE)
             .guarded();
         let before = SharedFiles::before();
         let child = self.env.spawner.spawn(launch).await?;

@@ -164,7 +164,7 @@ impl Engine {
     /// When `/proc` cannot be read or a process cannot be signalled; the engine then still counts as running.
     pub async fn stop(&mut self) -> io::Result<StopReport> {
         let Some(running) = &self.running else { return Ok(StopReport::default()) };
-        running.shared.note();
+        running.shared.note_last();
         // A clone, because a lock must not be held while waiting; nobody else looks at the tree meanwhile.
         let mut tree = running.tree.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let report = process::stop(&mut tree, self.plan.stop_grace).await?;

@@ -3,8 +3,11 @@
 //! The kernel tells of each new file in `/dev/shm` (inotify(7)); a look at the tree then says whether it is this engine's.
 //! What is found is written down in the run directory, where the epilog and the job's next run find it.
 
-use crate::process::{SharedFiles, Tree};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use crate::process::{Handle, SharedFiles, Tree};
+use rustix::{
+    fs::inotify::{self, CreateFlags, WatchFlags},
+    process::Signal,
+};
 use std::{
     io,
     os::fd::OwnedFd,
@@ -15,9 +18,9 @@ use std::{
 use tokio::{io::unix::AsyncFd, task::JoinHandle};
 
 /// A file is made first and mapped a moment later: when to look after one was made.
-const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
+const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(15)];
 /// Least time between looks at all processes, however many files are made.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Notes what one tree has in shared memory, for as long as it lives.
 pub(super) struct Keeper {
@@ -53,9 +56,17 @@ impl Keeper {
         Keeper { notes, watching }
     }
 
-    /// Looks now: before the tree is ended.
-    pub(super) fn note(&self) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).look();
+    /// Looks for the last time, before the tree is ended. It is stopped for that (SIGSTOP), so that nothing is made between this
+    /// look and its end.
+    pub(super) fn note_last(&self) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        for stat in notes.tree.members().unwrap_or_default() {
+            if let Ok(Some(handle)) = Handle::open(stat.id) {
+                // One that cannot be stopped is ended all the same.
+                let _ = handle.signal(Signal::STOP);
+            }
+        }
+        notes.look();
     }
 
     /// The tree is gone: removes what it left. Looks at every process where there is something to remove.

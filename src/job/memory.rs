@@ -24,6 +24,63 @@ pub fn limit(proc: &Path, cgroups: &Path) -> Option<Bytes> {
     found.filter(|limit| *limit < UNLIMITED).min().map(Bytes)
 }
 
+/// The memory that a limit counts, near which the kernel kills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// The limit.
+    pub limit: Bytes,
+    /// What is held of it, without pages of files, which the kernel drops before it kills.
+    pub held: Bytes,
+}
+
+/// What is used of [`limit`], by everybody in the group that sets it; `None` where none is set.
+pub fn usage(proc: &Path, cgroups: &Path) -> Option<Usage> {
+    let groups = fs::read_to_string(proc.join("self/cgroup")).ok()?;
+    let limit = limit(proc, cgroups)?;
+    groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (hierarchy, list, path) = (parts.next()?, parts.next()?, parts.next()?.trim_start_matches('/'));
+        let (root, files) = match (hierarchy, list) {
+            ("0", "") => (cgroups.to_owned(), V2),
+            (_, list) if list.split(',').any(|name| name == "memory") => (cgroups.join("memory"), V1),
+            _ => return None,
+        };
+        let group = root.join(path);
+        let own = group.ancestors().take_while(|above| above.starts_with(&root));
+        let setting = own.filter(|above| number(&above.join(files.limit)) == Some(limit.0)).last()?;
+        let stat = fs::read_to_string(setting.join("memory.stat")).ok()?;
+        let value = |name: &str| -> u64 {
+            let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+            lines.find(|(key, _)| *key == name).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
+        };
+        let droppable = files.droppable.iter().map(|name| value(name)).sum();
+        let held = number(&setting.join(files.usage))?.saturating_sub(droppable);
+        Some(Usage { limit, held: Bytes(held) })
+    })
+}
+
+/// How the two versions of cgroups call what matters here.
+struct Files {
+    limit: &'static str,
+    usage: &'static str,
+    droppable: &'static [&'static str],
+}
+
+const V1: Files = Files {
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    droppable: &["total_inactive_file", "total_active_file"],
+};
+const V2: Files = Files {
+    limit: "memory.max",
+    usage: "memory.current",
+    droppable: &["inactive_file", "active_file", "slab_reclaimable"],
+};
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 fn v1(group: &Path) -> Option<u64> {
     let stat = fs::read_to_string(group.join("memory.stat")).ok()?;
     stat.lines().find_map(|line| line.strip_prefix("hierarchical_memory_limit ")?.trim().parse().ok())
@@ -90,6 +147,59 @@ mod tests {
             ("cg/system.slice/slurmstepd.scope/job_5/step_0/user/task_0/memory.max", "max\n"),
         ]);
         assert_eq!(read(&root), Some(Bytes(1_048_576_000)));
+    }
+
+    fn used(root: &tempfile::TempDir) -> Option<Usage> {
+        usage(&root.path().join("proc"), &root.path().join("cg"))
+    }
+
+    /// Recorded in a step of a job with `--mem=700M` (Slurm 22.05, cgroup v1).
+    #[test]
+    fn v1_usage_is_that_of_the_group_that_sets_the_limit() {
+        let job = "cg/memory/slurm_n1/uid_0/job_5";
+        let (limit, usage, stat) = (
+            format!("{job}/memory.limit_in_bytes"),
+            format!("{job}/memory.usage_in_bytes"),
+            format!("{job}/memory.stat"),
+        );
+        let (step, task) = (
+            format!("{job}/step_0/memory.limit_in_bytes"),
+            format!("{job}/step_0/task_0/memory.limit_in_bytes"),
+        );
+        let task_stat = format!("{job}/step_0/task_0/memory.stat");
+        let root = tree(&[
+            ("proc/self/cgroup", "7:memory:/slurm_n1/uid_0/job_5/step_0/task_0\n3:cpuset:/slurm_n1\n0::/\n"),
+            (&task_stat, "cache 0\nhierarchical_memory_limit 734003200\ntotal_inactive_file 4096\n"),
+            (&task, "9223372036854771712\n"),
+            (&step, "734003200\n"),
+            (&limit, "734003200\n"),
+            (&usage, "400000000\n"),
+            (&stat, "inactive_file 1\ntotal_inactive_file 60000000\ntotal_active_file 40000000\n"),
+        ]);
+        assert_eq!(used(&root), Some(Usage { limit: Bytes(734_003_200), held: Bytes(300_000_000) }));
+    }
+
+    /// As Slurm 23.02 and newer lay out a job under cgroup v2.
+    #[test]
+    fn v2_usage_is_that_of_the_group_that_sets_the_limit() {
+        let root = tree(&[
+            ("proc/self/cgroup", "0::/system.slice/slurmstepd.scope/job_5/step_0/user/task_0\n"),
+            ("cg/system.slice/slurmstepd.scope/job_5/memory.max", "1048576000\n"),
+            ("cg/system.slice/slurmstepd.scope/job_5/memory.current", "900000000\n"),
+            (
+                "cg/system.slice/slurmstepd.scope/job_5/memory.stat",
+                "anon 1\ninactive_file 300000000\nactive_file 100000000\nslab_reclaimable 1000000\n",
+            ),
+            ("cg/system.slice/slurmstepd.scope/job_5/step_0/memory.max", "max\n"),
+            ("cg/system.slice/slurmstepd.scope/job_5/step_0/user/task_0/memory.max", "max\n"),
+        ]);
+        assert_eq!(used(&root), Some(Usage { limit: Bytes(1_048_576_000), held: Bytes(499_000_000) }));
+    }
+
+    #[test]
+    fn without_a_limit_there_is_no_usage() {
+        let root = tree(&[("proc/self/cgroup", "0::/user.slice\n"), ("cg/user.slice/memory.max", "max\n")]);
+        assert_eq!(used(&root), None);
     }
 
     #[test]

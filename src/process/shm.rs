@@ -165,7 +165,7 @@ mod tests {
         );
         assert!(files.note([7]));
         assert!(!files.note([7]), "no news");
-        assert_eq!(files.clone().remove(), [PathBuf::new(); 0], "it is still in use");
+        assert!(files.clone().remove().is_empty(), "it is still in use");
         fs::remove_dir_all(root.path().join("proc/7")).expect("the engine ends");
         assert_eq!(files.remove(), [own]);
         assert!(another_jobs.exists() && weights.exists() && theirs.exists());

@@ -35,6 +35,8 @@ pub struct Lease {
     pub waited: Duration,
     /// The part of `waited` in which the model was being swapped in.
     pub swapping: Duration,
+    /// Time until the job's end, where that is near.
+    pub job_ends: Option<Duration>,
     /// Resolves when the engine was lost and nothing more will come from it.
     pub lost: tokio::sync::watch::Receiver<bool>,
     /// Runs on drop: tells the scheduler. Boxed so that the daemon's types stay out of the router.

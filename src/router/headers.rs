@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, request, uri::PathAndQuer
 use smallvec::SmallVec;
 
 /// From arrival to dispatch, milliseconds.
+const JOB_ENDS_IN: HeaderName = HeaderName::from_static("x-swapserve-job-ends-in");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-swapserve-queue-ms");
 /// The part of it in which the model was swapped in, milliseconds.
 const SWAP_MS: HeaderName = HeaderName::from_static("x-swapserve-swap-ms");
@@ -79,6 +80,7 @@ pub fn for_engine(headers: &mut HeaderMap, lease: &Lease) -> Result<(), ApiError
 
 /// What the router adds to an answer, known when the lease is granted.
 pub struct Stamp {
+    job_ends_in: Option<HeaderValue>,
     queue_ms: HeaderValue,
     swap_ms: HeaderValue,
     model: Option<HeaderValue>,
@@ -94,6 +96,7 @@ impl Stamp {
                 .expect("letters, a dash and digits")
         };
         Self {
+            job_ends_in: lease.job_ends.map(|left| number(left.as_secs().into())),
             queue_ms: number(lease.waited.as_millis()),
             swap_ms: number(lease.swapping.as_millis()),
             model,
@@ -112,6 +115,9 @@ impl Stamp {
 
     /// Adds what the router knows; an engine's own request id stays.
     pub fn add(self, headers: &mut HeaderMap) {
+        if let Some(seconds) = self.job_ends_in {
+            headers.insert(JOB_ENDS_IN, seconds);
+        }
         headers.insert(QUEUE_MS, self.queue_ms);
         headers.insert(SWAP_MS, self.swap_ms);
         if let Some(model) = self.model {

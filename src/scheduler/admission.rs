@@ -25,7 +25,7 @@ impl Scheduler {
         let model = &mut self.models[id.index()];
         if model.is_open() {
             model.leases += 1;
-            self.requests.insert(request, Place::Leased { model: id, life: model.life });
+            self.requests.insert(request, Place::Leased { model: id, life: model.life, since: now });
             let (waited, swapping) = (Duration::ZERO, Duration::ZERO);
             fx.push(Effect::Dispatch { request, model: id, waited, swapping });
             return;
@@ -45,7 +45,7 @@ impl Scheduler {
             return Some(Rejection::Draining);
         }
         if model.is_open() {
-            return None;
+            return self.comes_too_late(id, Duration::ZERO, now);
         }
         if let (State::Failed, Some(fault)) = (model.state, &model.faults.last) {
             return Some(Rejection::EngineFailed { detail: fault.detail.clone() });
@@ -79,11 +79,12 @@ impl Scheduler {
                     self.settle(now, fx);
                 }
             }
-            Some(Place::Leased { model: id, life }) => {
+            Some(Place::Leased { model: id, life, since }) => {
                 let model = &mut self.models[id.index()];
                 if life != model.life {
                     return;
                 }
+                model.timing.lease_took(now.since(since));
                 model.leases -= 1;
                 model.last_used = now;
                 if model.leases == 0 && (self.wanting || model.leaving.is_some() || self.ledger.is_over()) {
@@ -103,7 +104,7 @@ impl Scheduler {
         while let Some(Waiting { request, arrived }) = model.queue.pop() {
             model.leases += 1;
             model.last_used = now;
-            self.requests.insert(request, Place::Leased { model: id, life: model.life });
+            self.requests.insert(request, Place::Leased { model: id, life: model.life, since: now });
             let swapping = match model.way_in {
                 Some(began) if model.since == now => now.since(began.max(arrived)),
                 _ => Duration::ZERO,
@@ -139,7 +140,14 @@ impl Scheduler {
             );
             return Some(Rejection::NeverFits { detail });
         }
+        self.comes_too_late(id, model.expected_in(), now)
+    }
+
+    /// Whether the job ends before a request could be answered that has to wait for `way_in` first. How long it will take is
+    /// not known, only how long the model's longer ones took lately: that counts as far as `end_margin` goes.
+    fn comes_too_late(&self, id: ModelId, way_in: Duration, now: Moment) -> Option<Rejection> {
         let remaining = self.ends?.since(now);
-        (remaining < model.expected_in()).then_some(Rejection::JobEnding { remaining })
+        let needs = way_in + self.models[id.index()].timing.longer_leases.min(self.bounds.end_margin);
+        (remaining < needs).then_some(Rejection::JobEnding { remaining })
     }
 }

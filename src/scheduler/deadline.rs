@@ -54,9 +54,8 @@ impl Scheduler {
             at(self.wanting.then_some(model.faults.spared_until));
             if demand.is_some() && model.state.can_come_in() {
                 at(Some(model.faults.not_before));
-                at(self
-                    .ends
-                    .map(|end| end.before(model.expected_in()) + std::time::Duration::from_micros(1)));
+                let needs = model.expected_in() + model.timing.longer_leases.min(self.bounds.end_margin);
+                at(self.ends.map(|end| end.before(needs) + std::time::Duration::from_micros(1)));
             }
         }
         next

@@ -22,7 +22,7 @@ impl Scheduler {
         for place in self.requests.values() {
             match place {
                 Place::Waiting { model, .. } => waiting[model.index()] += 1,
-                Place::Leased { model, life } if *life == self.model(*model).life => {
+                Place::Leased { model, life, .. } if *life == self.model(*model).life => {
                     leased[model.index()] += 1
                 }
                 Place::Leased { .. } => {}

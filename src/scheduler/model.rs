@@ -99,6 +99,15 @@ pub(super) struct Timing {
     pub(super) start: Option<Duration>,
     pub(super) swap_in: Option<Duration>,
     pub(super) swap_out: Option<Duration>,
+    /// How long its longer requests take on the engine.
+    pub(super) longer_leases: Duration,
+}
+
+impl Timing {
+    /// Follows the longest at once and forgets it slowly.
+    pub(super) fn lease_took(&mut self, took: Duration) {
+        self.longer_leases = took.max((self.longer_leases * 9 + took) / 10);
+    }
 }
 
 impl Model {

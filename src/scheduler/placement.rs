@@ -175,11 +175,14 @@ impl Scheduler {
         true
     }
 
-    /// Where measured footprints or a shrunken capacity put the ledger over, idle engines go.
+    /// Where measured footprints or a shrunken capacity put the ledger over, idle engines go: out, or where that frees
+    /// nothing (host memory), they are stopped.
     fn relieve(&self, now: Moment, line: &mut Line) {
-        let lack = self.ledger.over().minus(&line.freed);
+        let mut lack = self.ledger.over().minus(&line.freed);
         if !lack.is_zero() {
             let candidates = self.candidates(now, None, line);
+            // Host memory runs out for the whole job: some of what is missing is better than nothing.
+            lack.host = lack.host.min(candidates.iter().map(|candidate| candidate.frees.host).sum());
             if let Choice::Go(victims) = choose(now, &lack, &candidates) {
                 line.take(&victims, &candidates, &lack, None);
             }
@@ -230,6 +233,12 @@ impl Scheduler {
                 let (whom, demand) = whom.filter(|_| urgency == Urgency::Awaited)?;
                 Some(Kind::Busy { ready: self.may_close_at(now, id, whom, demand) })
             }
+            // Out of host memory, only an end frees any.
+            State::Resident | State::Out
+                if whom.is_none() && self.ledger.over().host.0 > 0 && model.held.host.0 > 0 =>
+            {
+                (model.leases == 0 && model.demand().is_none()).then_some(Kind::Stop)
+            }
             State::Resident if self.ledger.has_room(&model.going_out().minus(&model.held)) => {
                 Some(Kind::Idle)
             }
@@ -268,6 +277,9 @@ impl Scheduler {
             let victim = victims.iter().find(|victim| victim.model == id).copied();
             let share = victim.and_then(|victim| victim.share);
             match victim {
+                Some(Victim { whom: None, kind: Kind::Stop, .. }) => {
+                    self.stop(id, now, OutWhy::OverCapacity, fx);
+                }
                 Some(Victim { whom: None, .. }) => self.go_out(id, now, share, OutWhy::OverCapacity, fx),
                 Some(Victim { whom: Some(whom), kind, .. }) if model.state == State::Out => {
                     let why = OutWhy::Room { whom };

@@ -82,7 +82,7 @@ pub(super) enum Place {
     /// In its model's queue.
     Waiting { model: ModelId, ticket: u64 },
     /// On an engine. `life` tells the engine's process from one that was started after it.
-    Leased { model: ModelId, life: u32 },
+    Leased { model: ModelId, life: u32, since: Moment },
 }
 
 /// Every request that has neither been rejected nor ended. Never iterated in a decision.

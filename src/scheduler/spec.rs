@@ -87,6 +87,9 @@ pub struct Bounds {
     pub patience: Duration,
     /// Longest drain before a busy engine is swapped out in mid-generation.
     pub drain_limit: Duration,
+    /// How long before the job's end requests that would not be done by then are refused, also on resident engines.
+    #[serde(default)]
+    pub end_margin: Duration,
 }
 
 impl From<&SchedulerPlan> for Bounds {
@@ -97,6 +100,7 @@ impl From<&SchedulerPlan> for Bounds {
             min_resident: plan.min_resident,
             patience: plan.patience,
             drain_limit: plan.drain_limit,
+            end_margin: plan.end_margin,
         }
     }
 }

@@ -151,6 +151,7 @@ impl Gate for FixedGate {
                 on_disconnect: entry.on_disconnect,
                 waited: Duration::from_millis(if waited { 300 } else { 0 }),
                 swapping: Duration::from_millis(if waited { 200 } else { 0 }),
+                job_ends: waited.then_some(Duration::from_secs(90)),
                 lost: self.lost.subscribe(),
                 release: Some(Box::new(move || drop(lease))),
             })

@@ -15,6 +15,7 @@ fn a_chat_request_passes_unchanged_and_the_answer_comes_back() {
         let answer = client.post("/v1/chat/completions?a=b", CHAT).await;
         assert_eq!((answer.status, &*answer.body), (200, r#"{"id":"x"}"#));
         assert_eq!(answer.header("x-swapserve-model"), Some("chat"));
+        assert_eq!(answer.header("x-swapserve-job-ends-in"), None);
         assert_eq!(answer.header("x-swapserve-queue-ms"), Some("0"));
         assert_eq!(answer.header("x-swapserve-swap-ms"), Some("0"));
         assert!(answer.header("x-request-id").unwrap().starts_with("swapserve-"));
@@ -131,6 +132,7 @@ fn the_time_in_the_queue_is_told() {
         bed.until(|gate| gate.waiting.get() == 1).await;
         bed.gate.hold(false);
         let answer = client.answer().await;
+        assert_eq!(answer.header("x-swapserve-job-ends-in"), Some("90"));
         assert_eq!(answer.header("x-swapserve-queue-ms"), Some("300"));
         assert_eq!(answer.header("x-swapserve-swap-ms"), Some("200"));
     });

@@ -93,6 +93,7 @@ pub(super) fn bounds() -> Bounds {
         min_resident: Duration::from_secs(5),
         patience: Duration::from_secs(20),
         drain_limit: Duration::from_secs(30),
+        end_margin: Duration::from_secs(60),
     }
 }
 

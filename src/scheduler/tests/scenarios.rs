@@ -207,6 +207,41 @@ fn nothing_comes_in_that_the_job_has_no_time_for() {
 }
 
 #[test]
+fn near_the_end_only_what_can_be_done_by_then_is_admitted() {
+    let mut desk = Desk::booted(vec![model("a", 30), model("b", 30)]);
+    let (long, short) = (desk.request("a"), desk.request("b"));
+    desk.pass(1);
+    desk.release(short);
+    desk.pass(40);
+    desk.release(long);
+    desk.transcript();
+    desk.tell(Event::JobEnds { remaining: Duration::from_secs(45) });
+    let (long, short) = (desk.request("a"), desk.request("b"));
+    assert_eq!(desk.transcript(), "dispatch 2 after 0s (0s)\ndispatch 3 after 0s (0s)");
+    desk.pass(1);
+    desk.release(short);
+    desk.pass(9);
+    desk.request("a");
+    desk.request("b");
+    assert_eq!(desk.transcript(), "reject 4 job_ending\ndispatch 5 after 0s (0s)");
+    desk.release(long);
+}
+
+#[test]
+fn the_margin_bounds_what_is_refused() {
+    let mut desk = Desk::booted(vec![model("a", 30)]);
+    let long = desk.request("a");
+    desk.pass(600);
+    desk.release(long);
+    desk.transcript();
+    desk.tell(Event::JobEnds { remaining: Duration::from_secs(61) });
+    desk.request("a");
+    desk.pass(2);
+    desk.request("a");
+    assert_eq!(desk.transcript(), "dispatch 1 after 0s (0s)\nreject 2 job_ending", "the margin is 60 s");
+}
+
+#[test]
 fn the_end_rejects_who_waits_and_lets_run_what_runs() {
     let mut desk = Desk::booted(vec![model("a", 60), model("b", 60)]);
     let running = desk.request("b");
@@ -259,6 +294,31 @@ fn where_the_host_has_no_room_an_engine_is_stopped_instead() {
     assert_eq!(desk.transcript(), "stop b", "60 of 100 GiB are a's own");
     desk.finish("b");
     assert_eq!((desk.transcript().as_str(), desk.state("b")), ("in a", State::Cold));
+}
+
+#[test]
+fn near_the_jobs_memory_limit_the_coldest_idle_engine_is_stopped() {
+    let cpu = |name| ModelBuilder::on_cpu(name, 30);
+    let mut desk = Desk::booted(vec![cpu("cold"), cpu("warm"), cpu("busy").pinned()]);
+    desk.pass(60);
+    let warm = desk.request("warm");
+    desk.run_moves();
+    desk.release(warm);
+    let busy = desk.request("busy");
+    desk.run_moves();
+    desk.transcript();
+    // 90 GiB are held; the command takes more than was kept for it.
+    desk.tell(Event::Capacity { capacity: capacity(1).with_host(Bytes::gib(80)) });
+    assert_eq!(desk.transcript(), "stop cold");
+    desk.finish("cold");
+    desk.tell(Event::Capacity { capacity: capacity(1).with_host(Bytes::gib(20)) });
+    assert_eq!(desk.transcript(), "stop warm", "not enough, but all there is: nobody loses a request");
+    desk.finish("warm");
+    desk.request("cold");
+    assert_eq!(desk.transcript(), "", "it waits for the memory");
+    desk.release(busy);
+    desk.tell(Event::Capacity { capacity: capacity(1) });
+    assert_eq!(desk.transcript(), "start cold");
 }
 
 #[test]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -30,7 +31,7 @@ host_headroom = "64MiB"
 engine = "custom"
 gpus = 0
 start_timeout = "120s"
-stop_grace = "3s"
+stop_grace = "2s"
 [models.one]
 swap = "freeze"
 command = "python3 {fake} --port {{{{ port }}}} --answer one --daemon --shm {mark}-one --calls {work}/calls"
@@ -85,6 +86,7 @@ class Job:
         """Waits until it is in its state."""
         self.endpoint = wait_for("the endpoint", self.published)
         wait_for(f"the state {self.state}", self.reached)
+        time.sleep(0.3)  # in it, not just entering it
         if self.state == "streaming" and not self.end.at_leisure:
             self.stream = Stream(self.endpoint, "one")
 
@@ -97,9 +99,9 @@ class Job:
     def reached(self):
         if not WATCH.last() or "slurmstepd: error" in self.log():
             raise RuntimeError("the job ended before it was in its state")
-        if self.state == "starting":
-            return self.find("--answer two", b"python3")
-        return (self.work / "reached").exists()
+        # Python itself takes a while before the engine's first line.
+        begun = self.find("--answer two", b"python3") and f"{self.mark}-two" in self.shared()
+        return begun if self.state == "starting" else (self.work / "reached").exists() and begun
 
     def again(self):
         """Forgets what was reached: the job starts anew."""
@@ -113,11 +115,11 @@ class Job:
         except OSError:
             return ""
 
-    def told(self):
-        """When the run said that it was asked to end, as seconds since the epoch."""
-        if found := re.search(r"(\S+Z)\s+INFO (?:\S+ )?received (?:TERM|USR1|INT)", self.log()):
-            return datetime.fromisoformat(found[1].replace("Z", "+00:00")).timestamp()
-        return None
+    def told(self, since=0.0):
+        """When, after `since`, the run first said that it was asked to end; both in seconds since the epoch."""
+        found = re.findall(r"(\S+Z)\s+INFO (?:\S+ )?received (?:TERM|USR1|INT)", self.log())
+        moments = (datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() for text in found)
+        return next((moment for moment in moments if moment > since), None)
 
     def processes(self, look=None):
         """Those of the run, by environment, arguments or cgroup."""

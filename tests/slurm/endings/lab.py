@@ -80,15 +80,15 @@ def end_one(name, state, tracker, node, kill_wait):
         if end.slow:
             wait_for("the run to be told", job.told, 200, pause=0.5)
         else:
-            end.do(job)
+            begun = end.do(job) or begun
         if end.then_cancel:
             begun = time.time()
             tell("scancel", str(job.id))
-        if end.told:
-            begun = job.told() or begun
         while any(left := job.left()) and time.time() < begun + kill_wait + 8:
             time.sleep(0.05)
-        seconds = time.time() - begun
+        ended = time.time()
+        # KillWait runs from Slurm's TERM, which comes up to a second after what causes it.
+        seconds = ended - max(begun, job.told(begun - 0.1) or begun)
         processes, sockets, shm, files = left
         secrets = job.key_files(since) | {str(path) for path in files}
         counts = dict(zip(COUNTED, map(len, (processes, sockets, shm, secrets))))

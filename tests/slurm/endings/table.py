@@ -10,20 +10,22 @@ from .watch import leftovers, wait_for
 
 
 class End:
-    """A way to end a job: `do`, given the job; without it Slurm does it by itself, by its clock (`slow`)."""
+    """A way to end a job: `do`, given the job, returns when the end began, if not at the call; without it Slurm does it by itself, by its clock (`slow`)."""
 
-    def __init__(self, do=None, *, srun=(), sbatch=(), script_leaves=False, not_in=(), then_cancel=False, told=False, at_leisure=False):
+    def __init__(self, do=None, *, srun=(), sbatch=(), script_leaves=False, not_in=(), then_cancel=False, at_leisure=False):
         self.do, self.srun, self.sbatch, self.script_leaves = do, srun, sbatch, script_leaves
         self.not_in, self.then_cancel = not_in, then_cancel
         # Streams of others may go on for longer than KillWait, since nobody kills.
         self.at_leisure = at_leisure
         self.slow = do is None
-        # The end begins when the run is told, some time after it was asked for.
-        self.told = told or self.slow
 
 
 def scancel(*options):
     return lambda job: tell("scancel", *options, str(job.id))
+
+
+def touch(name):
+    return lambda job: (job.work / name).touch()
 
 
 def step(*options):
@@ -66,6 +68,7 @@ def out_of_memory(whom):
         else:
             os.kill(pid, signal.SIGKILL)
         wait_for("the kernel to kill it", lambda: not leftovers.read(f"/proc/{pid}/cmdline"), pause=0.02)
+        return time.time()
 
     return do
 
@@ -122,8 +125,8 @@ def preempt(job):
 NEEDS_COMMAND = ["starting"]
 
 ENDS = {
-    "command-exits": End(lambda job: (job.work / "exit").touch(), not_in=NEEDS_COMMAND, at_leisure=True),
-    "stop-verb": End(lambda job: (job.work / "stop").touch(), not_in=NEEDS_COMMAND, at_leisure=True),
+    "command-exits": End(touch("exit"), not_in=NEEDS_COMMAND, at_leisure=True),
+    "stop-verb": End(touch("stop"), not_in=NEEDS_COMMAND, at_leisure=True),
     "scancel-job": End(scancel()),
     "scancel-job-twice": End(twice(scancel())),
     "scancel-full-term": End(scancel("--signal=TERM", "--full")),
@@ -143,12 +146,12 @@ ENDS = {
     "requeue-then-scancel": End(requeue_and_cancel, then_cancel=True),
     "suspend-scancel": End(suspend, then_cancel=True),
     "suspend-resume-scancel": End(suspend_and_resume, then_cancel=True),
-    "script-exits": End(lambda job: (job.work / "leave").touch(), script_leaves=True, told=True),
+    "script-exits": End(touch("leave"), script_leaves=True),
     "oom-engine-scancel": End(out_of_memory(engine), then_cancel=True),
     "oom-daemon": End(out_of_memory(daemon)),
     "oom-command": End(out_of_memory(command), not_in=NEEDS_COMMAND, at_leisure=True),
-    "preempt-requeue": End(preempt, sbatch=["--partition=requeued"], told=True),
-    "preempt-cancel": End(preempt, sbatch=["--partition=cancelled"], told=True),
+    "preempt-requeue": End(preempt, sbatch=["--partition=requeued"]),
+    "preempt-cancel": End(preempt, sbatch=["--partition=cancelled"]),
     "time-limit": End(sbatch=["--time=1"]),
     "step-limit": End(srun=["--time=1"]),
     "signal-usr1": End(sbatch=["--signal=USR1@20", "--time=1"], at_leisure=True),
