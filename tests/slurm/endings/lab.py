@@ -78,7 +78,7 @@ def end_one(name, state, tracker, node, kill_wait):
         job.reach()
         begun = time.time()
         if end.slow:
-            wait_for("the run to be told", job.told, 200, pause=0.5)
+            begun = wait_for("the run to be told", job.told, 200, pause=0.5)
         else:
             begun = end.do(job) or begun
         if end.then_cancel:

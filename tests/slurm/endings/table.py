@@ -57,12 +57,13 @@ def bounded(job):
 
 
 def out_of_memory(whom):
-    """Takes all of the job's memory, and has the kernel kill the process that `whom` finds; where nothing bounds the job, does
-    what the kernel would do."""
+    """Takes all of the job's memory, and has the kernel kill the process that `whom` finds; where nothing bounds the job, sends
+    what the kernel would send."""
 
     def do(job):
         pid = whom(job)
-        if bounded(job):
+        # An engine that takes all memory goes before a daemon whatever is done: the command has to.
+        if bounded(job) and (whom is not daemon or command(job)):
             Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
             os.kill(command(job) or job.find("--answer two", b"python3"), signal.SIGUSR2)
         else:
