@@ -561,3 +561,22 @@ fn what_a_parked_engine_kept_goes_when_somebody_needs_it_too() {
     assert_eq!(desk.state("c"), State::Resident);
     assert!(!asked.contains("stop"), "nobody has to start again: {asked}");
 }
+
+#[test]
+fn paused_streams_keep_no_memory_from_who_waited_before_they_were_paused() {
+    let mut desk = parked(vec![model("a", 60), model("b", 30), model("c", 70)]);
+    let stream = desk.request("a");
+    desk.run_moves();
+    desk.transcript();
+    desk.request("b");
+    desk.request("c");
+    desk.pass(51);
+    desk.run_moves();
+    let asked = desk.transcript();
+    assert!(asked.starts_with("out a with 1, 30.0 GiB of it\nin b\ndispatch 1"), "{asked}");
+    desk.pass(60);
+    desk.run_moves();
+    let asked = desk.transcript();
+    assert_eq!(desk.state("c"), State::Resident, "a and b have what c lacks, and c came first: {asked}");
+    desk.release(stream);
+}
