@@ -49,6 +49,8 @@ pub struct Program {
     pub preloaded: bool,
     /// `libcuda.so.1` is in it.
     pub driver: bool,
+    /// It is in another network namespace than this process, where the memory server's socket is not.
+    pub elsewhere: bool,
 }
 
 /// Why the processes of an engine cannot be parked; nothing if they can. `held` is what NVML says of every process.
@@ -136,6 +138,9 @@ impl Seen {
             Program { driver: false, .. } => {
                 "the preload library is loaded, but it reaches the driver without libcuda.so.1"
             }
+            Program { elsewhere: true, .. } => {
+                "it is in a network namespace of its own, from which the memory server cannot be reached: a container started with its own network"
+            }
             Program { driver: true, .. } => {
                 "the preload library is loaded, but calls go past it: the driver was opened with RTLD_DEEPBIND or a loader of the program's own, or it has made no allocation of 1 MiB or more"
             }
@@ -163,8 +168,15 @@ impl Program {
             static_link: !maps_name("/ld-"),
             preloaded: maps_name(LIBRARY),
             driver: maps_name("/libcuda.so"),
+            elsewhere: elsewhere(&folder),
         }
     }
+}
+
+/// Whether a process is in another network namespace than this one; false if that cannot be seen.
+fn elsewhere(folder: &std::path::Path) -> bool {
+    let of = |folder: &std::path::Path| std::fs::read_link(folder.join("ns/net")).ok();
+    of(folder).zip(of(std::path::Path::new("/proc/self"))).is_some_and(|(its, ours)| its != ours)
 }
 
 /// Whether an executable gives who runs it other rights than they have.
@@ -219,6 +231,7 @@ mod tests {
             (stranger(GIB, Program { static_link: true, ..default.clone() }), "linked statically"),
             (stranger(GIB, Program { preloaded: false, ..default.clone() }), "dropped LD_PRELOAD"),
             (stranger(GIB, Program { driver: false, ..default.clone() }), "without libcuda.so.1"),
+            (stranger(GIB, Program { elsewhere: true, ..default.clone() }), "network namespace"),
             (stranger(GIB, default.clone()), "RTLD_DEEPBIND"),
             (Seen { held: Some(1), ..Seen::default() }, "cannot be read"),
             (Seen::default(), "none of its processes uses a GPU"),
@@ -231,7 +244,13 @@ mod tests {
     #[test]
     fn the_program_of_this_process_is_read() {
         let program = Program::of(std::process::id().cast_signed());
-        assert!(program.readable && !program.static_link && !program.privileged && !program.preloaded);
+        assert!(
+            !program.elsewhere
+                && program.readable
+                && !program.static_link
+                && !program.privileged
+                && !program.preloaded
+        );
         assert!(!program.name.is_empty());
         assert!(!Program::of(-1).readable);
     }
