@@ -64,7 +64,8 @@ impl Report for RunStatus {
         }
         for model in self.models.iter().filter(|m| !m.start.is_empty()) {
             let under_way = matches!(model.state, State::Cold | State::Starting);
-            let line = format!("{}: {}", model.name, phases(model));
+            let verb = if under_way { "is starting" } else { "started" };
+            let line = format!("{} {verb}: {}", model.name, phases(model));
             writeln!(out, "{}", if under_way { line } else { style.dim(&line) })?;
         }
         for model in &self.models {
@@ -97,7 +98,7 @@ fn cells(model: &ModelRow) -> [String; 10] {
     ]
 }
 
-/// The phases of its start for people: `start: waiting 3.0 s (warming 2.1 s: 14.9 GiB of 14.9 GiB read), launched 1.2 s`.
+/// The phases of its start for people: `waiting 3.0 s (warming 2.1 s: 14.9 GiB of 14.9 GiB read), launched 1.2 s`.
 fn phases(model: &ModelRow) -> String {
     let spoken = |phase: &StartPhase| format!("{} {:.1} s", phase.phase.name(), phase.seconds);
     let (beside, own): (Vec<&StartPhase>, Vec<_>) =
@@ -105,7 +106,7 @@ fn phases(model: &ModelRow) -> String {
     let read = model.weights_read.map_or(String::new(), |(read, of)| format!(": {read} of {of} read"));
     let beside = beside.first().map_or(String::new(), |phase| format!(" ({}{read})", spoken(phase)));
     let own: Vec<String> = own.into_iter().map(spoken).collect();
-    format!("start: {}{beside}", own.join(", "))
+    format!("{}{beside}", own.join(", "))
 }
 
 /// A footprint for people: `24.0 GiB + 24.0 GiB GPU, 1.2 GiB host, 1 slot`.

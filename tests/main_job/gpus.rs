@@ -90,7 +90,7 @@ fn the_second_engines_weights_are_read_while_the_first_starts() {
     assert!(waited("right") > waited("left"), "one waits for the other's trial");
     let shown = service.verb(&["status"]);
     let shown = String::from_utf8_lossy(&shown.stdout);
-    assert!(shown.contains("right: start: waiting") && shown.contains("5.0 MiB of 5.0 MiB read"), "{shown}");
+    assert!(shown.contains("right started: waiting") && shown.contains("5.0 MiB of 5.0 MiB read"), "{shown}");
 }
 
 #[test]
