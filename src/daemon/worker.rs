@@ -11,10 +11,13 @@ use super::{
 use crate::{
     engine::{self, Engine, Reading, Weights},
     scheduler::{EngineFault, Event, SwapMeasure},
-    swap::{MoveFailed, Swapper},
+    swap::{MoveFailed, Swapper, TrialError},
     units::{MechanismKind, ModelId},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, watch};
 
 /// Lines of an engine's log that go into a fault.
@@ -80,7 +83,7 @@ impl Worker {
                     let how = status.map_or("ended".to_owned(), |status| status.to_string());
                     self.lost(&format!("ended by itself ({how})")).await;
                 }
-                Next::Hung(why) => self.lost(&format!("hangs and is started again: {why}")).await,
+                Next::Hung(why) => self.lost(&format!("is started again: {why}")).await,
                 Next::End => break,
             }
         }
@@ -95,7 +98,7 @@ impl Worker {
             biased;
             _ = ending.wait_for(|ending| *ending) => Next::End,
             status = exited, if alive => Next::Died(status),
-            why = hang::until_hung(&self.engine, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
+            why = hang::until_useless(&self.engine, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
             order = self.orders.recv() => order.map_or(Next::End, Next::Order),
         }
     }
@@ -161,7 +164,6 @@ impl Worker {
             return self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
         }
         self.cold_start = Some(begun.elapsed());
-        self.vain_starts = 0;
         self.timeline.enter(Stage::Trial);
         self.report(Event::Answered { model }, Stage::Trial, "");
         let outcome = if self.trial {
@@ -172,11 +174,16 @@ impl Worker {
         self.timeline.end();
         match outcome {
             Ok(trial) => {
+                self.vain_starts = 0;
                 let measure = SwapMeasure { took: begun.elapsed(), ..trial.measure };
                 self.report(Event::Started { model, measure }, Stage::Ready, "");
             }
             Err(fault) => {
-                let fault = EngineFault { detail: fault.to_string(), retry: false };
+                // That no mechanism works will not change; that the engine was killed meanwhile may be somebody else's doing.
+                let passes = !matches!(fault, TrialError::NoMechanism(_)) || !self.engine.is_alive();
+                self.vain_starts += 1;
+                let retry = passes && self.vain_starts < VAIN_STARTS;
+                let fault = EngineFault { detail: fault.to_string(), retry };
                 self.stop().await;
                 let note = fault.detail.clone();
                 self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
@@ -187,11 +194,13 @@ impl Worker {
     async fn launch(&mut self) -> Result<(), engine::LaunchError> {
         let (reports, model, view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
         let timeline = self.timeline.clone();
+        let started = OnceLock::new();
         let progress = move |stage: engine::Stage| {
             let mut view = view.clone();
+            view.pid = started.get().copied();
             (view.stage, view.note) = match stage {
                 engine::Stage::Spawned { pid } => {
-                    view.pid = Some(pid);
+                    view.pid = Some(*started.get_or_init(|| pid));
                     (Stage::Launched, String::new())
                 }
                 engine::Stage::Loading { line } => (Stage::Loading, line),

@@ -190,8 +190,9 @@ impl Swapper {
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
         let partial = log.free.is_some() && kind == MechanismKind::Park;
-        // What a move stops and continues is its own affair; so is what it leaves stopped.
-        engine.mean_to_run(false);
+        // What a move out stops is its own affair. On the way in all have to run, and one that is stopped from outside would
+        // keep the driver waiting.
+        engine.mean_to_run(way == Way::In);
         let outcome = tokio::select! {
             biased;
             outcome = async {
@@ -204,8 +205,11 @@ impl Swapper {
                 Err(mechanism.fault("move", "the engine's process ended meanwhile".to_owned(), false))
             }
         };
-        let left_stopped = matches!(way, Way::Out { .. }) && outcome.is_ok() && kind.stops_processes();
-        engine.mean_to_run(!left_stopped);
+        let is_out = match &outcome {
+            Ok(_) => way != Way::In,
+            Err(error) => way == Way::In && error.unharmed,
+        };
+        engine.mean_to_run(!(is_out && kind.stops_processes()));
         let measured = outcome?;
         let took = begun.elapsed();
         self.rungs[at].strikes = 0;

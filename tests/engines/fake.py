@@ -33,6 +33,7 @@ def arguments():
     p.add_argument("--refuse", type=int, help="answer requests with this status")
     p.add_argument("--hang", help="answer nothing as long as this file is there")
     p.add_argument("--flood", help="log without end as long as this file is there")
+    p.add_argument("--trial-hold", help="answer one request, and no other as long as this file is there")
     p.add_argument("--deaf", action="store_true", help="ignore TERM")
     p.add_argument("--daemon", action="store_true", help="leave a grandchild in a session of its own")
     p.add_argument("--shm", metavar="NAME", help="keep a file of this name in /dev/shm mapped; never remove it")
@@ -56,6 +57,7 @@ class State:
         self.loaded = True  # whether the weights are there, and not only their memory
         self.begun = time.monotonic()
         self.slept = False
+        self.answered = False
         self.lock = threading.Lock()
         self.write()
 
@@ -117,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             loading = loading or (options.hold and os.path.exists(options.hold))
             return self.say(503 if loading else 200)
         if url.path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-            if '"stream": true' in body:
+            if '"stream":true' in body.replace(" ", ""):
                 return self.stream()
             return self.answer(url.path)
         with state.lock:
@@ -131,6 +133,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, path):
         state, options = self.state, self.options
+        while state.answered and options.trial_hold and os.path.exists(options.trial_hold):
+            time.sleep(0.02)
+        state.answered = True
         if options.refuse:
             return self.say(options.refuse, {"error": {"message": "refused as told"}})
         if state.awake != set(FULL):

@@ -90,7 +90,10 @@ impl Service {
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let mut serve = swapserve();
         serve.arg("serve").arg("--config").arg(file).arg("--endpoint-file").arg(&endpoint);
-        serve.arg("--run-dir").arg(dir.path().join("run")).args(options);
+        if !options.contains(&"--run-dir") {
+            serve.arg("--run-dir").arg(dir.path().join("run"));
+        }
+        serve.args(options);
         if !environment.is_empty() {
             serve.env_remove("CUDA_VISIBLE_DEVICES").envs(environment.iter().cloned());
         }

@@ -8,6 +8,7 @@ mod gate;
 mod attacks;
 mod departures;
 mod failures;
+mod floods;
 mod own;
 mod pass_through;
 mod payloads;
