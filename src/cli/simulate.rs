@@ -88,7 +88,7 @@ fn starts(plan: &Plan) -> Vec<StartFacts> {
         let takes = model.gpu_memory.unwrap_or_default().0 * u64::from(model.gpus);
         let found = Weights::find(model).bytes();
         let weights = if found > Bytes(0) { found } else { Bytes(takes / 10 * 6) };
-        StartFacts { weights, measures: model.gpus > 0 }
+        StartFacts { weights, measures: model.gpus > 0 && specs::sizes_itself(model.engine) }
     };
     plan.models.iter().map(start).collect()
 }

@@ -1,7 +1,7 @@
 //! From the plan and what the job has to what the scheduler is told. Pure.
 
 use crate::{
-    config::{ModelPlan, Plan, plan::MemoryPlan},
+    config::{ModelPlan, Plan, Preset, plan::MemoryPlan},
     scheduler::{ModelSpec, RestartPolicy},
     units::{Bytes, Footprint, MechanismKind},
 };
@@ -162,6 +162,12 @@ pub fn assign_gpus(plan: &Plan, totals: &[Bytes]) -> Vec<SmallVec<[usize; 8]>> {
         chosen
     };
     plan.models.iter().map(&mut assign).collect()
+}
+
+/// Whether an engine makes itself as large as the GPU's free memory lets it. llama.cpp is told how many layers to load and
+/// how long a context may be, and transformers allocates as requests need it; of an unknown engine it has to be assumed.
+pub fn sizes_itself(engine: Preset) -> bool {
+    !matches!(engine, Preset::LlamaCpp | Preset::Transformers)
 }
 
 /// What is known of an engine's start before it begins.

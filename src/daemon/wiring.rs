@@ -55,11 +55,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// An engine that is given a budget of its own sees nothing of what others do on its GPUs.
     fn start_facts(&self) -> StartFacts {
-        let env = &self.engine.env;
+        let (plan, env) = (&self.engine.plan, &self.engine.env);
+        // One that is given a budget of its own sees nothing of what others do on its GPUs.
         let has_budget = env.extra.contains_key(OsStr::new(BUDGET_VARIABLE));
-        StartFacts { weights: self.weights.bytes(), measures: !env.gpus.is_empty() && !has_budget }
+        let measures = !env.gpus.is_empty() && !has_budget && specs::sizes_itself(plan.engine);
+        StartFacts { weights: self.weights.bytes(), measures }
     }
 
     /// Puts it to work.

@@ -1,9 +1,9 @@
 //! Quiet GPUs: while an engine sizes itself by what is free, nothing else moves on its GPUs.
 //!
 //! Engines that are left to size their cache look at the free memory when they start: vLLM before and after a trial run
-//! of its model, and it gives up if the free memory has grown in between; SGLang, TensorRT-LLM and llama.cpp when they
-//! load. A swap beside that would be counted as their own, or their cache would be sized for memory that is gone a moment
-//! later. So
+//! of its model, and it gives up if the free memory has grown in between; SGLang, TensorRT-LLM and Ollama when they load.
+//! A swap beside that would be counted as their own, or their cache would be sized for memory that is gone a moment later.
+//! So
 //!
 //! - a way in that measures ([`Model::will_measure`]) begins only when nothing moves on its GPUs, and
 //! - until it has answered ([`Event::Answered`](super::Event::Answered)) nothing begins there: no start, no swap, no stop
