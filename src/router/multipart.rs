@@ -58,8 +58,13 @@ fn parts(body: &[u8], boundary: &str) -> Result<Vec<Part>, ApiError> {
     let mut at = delimiter.len() - 2;
     let mut parts = Vec::new();
     loop {
-        if body[at..].starts_with(b"--") {
-            return Ok(parts);
+        if let Some(rest) = body[at..].strip_prefix(b"--") {
+            // What may follow (RFC 2046 calls it an epilogue) another reader could take for more parts.
+            return if rest.trim_ascii().is_empty() {
+                Ok(parts)
+            } else {
+                Err(malformed("it goes on after its end"))
+            };
         }
         if !body[at..].starts_with(b"\r\n") {
             return Err(malformed("a boundary is followed by other bytes"));
@@ -127,7 +132,12 @@ fn only<'h>(mut rest: &'h str, wanted: &str) -> Result<Option<&'h str>, &'static
         }
         // `name*` (RFC 8187) is not for forms (RFC 7578, 4.2), and some readers let it win.
         let extended = name.strip_suffix('*').is_some_and(|name| name.eq_ignore_ascii_case(wanted));
-        if extended || (name.eq_ignore_ascii_case(wanted) && found.replace(value).is_some()) {
+        let is_it = name.eq_ignore_ascii_case(wanted);
+        // In another case it is the same name to some readers, and another to some.
+        if extended || (is_it && name != wanted) {
+            return Err("a header has a parameter with two readings");
+        }
+        if is_it && found.replace(value).is_some() {
             return Err("a header has a parameter twice");
         }
     }
@@ -182,6 +192,8 @@ mod tests {
         assert!(
             refusal(&form(&[("name=\"model\"", "a"), ("name=\"model\"", "b")])).contains("more than one")
         );
+        let more = form(&[("name=\"model\"", "a")]) + &form(&[("name=\"model\"", "b")]);
+        assert!(refusal(&more).contains("after its end"));
         let whole = form(&[("name=\"model\"", "a")]);
         assert!(refusal(&format!("--y\n{whole}")).contains("malformed"));
         assert!(refusal(&whole.replacen("--X\r", "--X \r", 1)).contains("malformed"));
@@ -195,6 +207,7 @@ mod tests {
         for parameters in [
             "name=\"file\"; name=\"model\"",
             "name*=utf-8''model; name=\"file\"",
+            "Name=\"file\"",
             "name=\"mo\\del\"",
             "name=\"file\" model",
             "name=\"file",
@@ -231,7 +244,9 @@ mod tests {
             boundary(&headers).map(str::to_owned)
         };
         assert_eq!(of("multipart/form-data; boundary=abc").as_deref(), Some("abc"));
-        assert_eq!(of("Multipart/Form-Data; charset=utf-8; Boundary=\"a;b\"").as_deref(), Some("a;b"));
+        assert_eq!(of("Multipart/Form-Data; charset=utf-8; boundary=\"a;b\"").as_deref(), Some("a;b"));
+        assert_eq!(of("multipart/form-data; Boundary=a"), None);
+        assert_eq!(of("multipart/form-data; boundary=a; boundary=b"), None);
         assert_eq!(of("application/json; boundary=abc"), None);
         assert_eq!(of("multipart/form-data"), None);
     }

@@ -190,9 +190,9 @@ impl Swapper {
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
         let partial = log.free.is_some() && kind == MechanismKind::Park;
-        // What a move out stops is its own affair. On the way in all have to run, and one that is stopped from outside would
-        // keep the driver waiting.
-        engine.mean_to_run(way == Way::In);
+        // A process that is stopped from outside would keep the driver waiting. Other mechanisms than `freeze` stop the tree only
+        // when all else is done, which is too short before the line below to be taken for somebody else's doing.
+        engine.mean_to_run(way == Way::In || kind != MechanismKind::Freeze);
         let outcome = tokio::select! {
             biased;
             outcome = async {

@@ -264,10 +264,6 @@ fn keys_are_nowhere_to_be_seen(run: &Run) {
         assert!(!run.place.log().contains(&**key), "a key is in the log, at the loudest");
         let status = run.place.verb(&["status", "--json"]);
         assert!(!String::from_utf8_lossy(&status.stdout).contains(&**key), "a key is in the status");
-        for name in ["one", "open"] {
-            let shown = run.place.verb(&["logs", name]);
-            assert!(!String::from_utf8_lossy(&shown.stdout).contains(&**key), "`logs` shows a key");
-        }
     }
     for pid in &pids {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
