@@ -210,7 +210,11 @@ impl Session {
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
         let Wiring { gpus, prepared, starts } =
             wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, options.trial)?;
-        let models = specs::specs(&plan, &gpus, &starts, &capacity);
+        let mut models = specs::specs(&plan, &gpus, &starts, &capacity);
+        if !options.trial {
+            // Nobody is taken out at its start.
+            models.iter_mut().for_each(|model| model.starting.pool = Bytes(0));
+        }
         let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {
             journal.setup(&setup);

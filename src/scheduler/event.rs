@@ -147,7 +147,7 @@ pub struct SwapMeasure {
     pub resident: Footprint,
     /// What it takes while out, as measured or expected.
     pub out: Footprint,
-    /// Whether a part of it is still where it computes: `out` is then more than a whole swap-out leaves.
+    /// Whether `out` is not what a whole swap-out leaves: a part of it is still where it computes, or nobody has seen one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
     /// How long this move took.

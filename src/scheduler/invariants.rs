@@ -41,7 +41,7 @@ impl Scheduler {
             State::Cold | State::Failed => model.held.is_zero(),
             State::Starting => model.resident.within(&model.held) && model.spec.starting.within(&model.held),
             State::Resident => model.held == model.resident,
-            State::SwappingOut => model.out.within(&model.held),
+            State::SwappingOut => model.share.is_some() || model.out.within(&model.held),
             State::SwappingIn => model.resident.within(&model.held) && model.left.within(&model.held),
             State::Out => model.held == model.left,
             State::Stopping => true,

@@ -14,6 +14,9 @@ use crate::units::{Bytes, Footprint, MechanismKind, ModelId, Moment};
 use smallvec::SmallVec;
 use std::time::Duration;
 
+/// What goes out in part goes in whole chunks, none larger than this.
+const LARGEST_CHUNK: Bytes = Bytes::mib(256);
+
 /// One model: its engine's state, who waits for it and who uses it.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
@@ -196,9 +199,14 @@ impl Model {
         }
     }
 
-    /// What it holds while it goes out.
-    pub(super) fn going_out(&self) -> Footprint {
-        self.held.max(&self.out)
+    /// What it holds while it goes out: all of it, or with a `share` so much of each GPU.
+    pub(super) fn going_out(&self, share: Option<Bytes>) -> Footprint {
+        let mut out = self.out.clone();
+        if let Some(share) = share {
+            let most = Bytes((share + LARGEST_CHUNK).0.saturating_mul(self.spec.gpus.len() as u64));
+            out.pool = out.pool.min(self.held.pool + most);
+        }
+        self.held.max(&out)
     }
 
     /// Whether its mechanism can free a part of its GPU memory alone.

@@ -14,7 +14,7 @@ use super::{
     event::Effect,
     explain::{OutWhy, What},
     model::{Leaving, Why},
-    policy::{Candidate, Choice, Kind, at_most, choose},
+    policy::{Candidate, Choice, Kind, Parts, at_most, choose},
     state::State,
 };
 use crate::units::{Bytes, Footprint, ModelId, Moment};
@@ -106,7 +106,7 @@ impl Scheduler {
             }
             line.next.push(id);
         } else {
-            let candidates = self.candidates(now, Some((id, demand)), line);
+            let candidates = self.candidates(now, Some((id, demand)), &lack, line);
             match choose(now, &lack, &candidates) {
                 Choice::Go(victims) => {
                     line.take(&victims, &candidates, &lack, Some(id));
@@ -180,7 +180,7 @@ impl Scheduler {
     fn relieve(&self, now: Moment, line: &mut Line) {
         let mut lack = self.ledger.over().minus(&line.freed);
         if !lack.is_zero() {
-            let candidates = self.candidates(now, None, line);
+            let candidates = self.candidates(now, None, &lack, line);
             // Host memory runs out for the whole job: some of what is missing is better than nothing.
             lack.host = lack.host.min(candidates.iter().map(|candidate| candidate.frees.host).sum());
             if let Choice::Go(victims) = choose(now, &lack, &candidates) {
@@ -190,7 +190,13 @@ impl Scheduler {
     }
 
     /// The engines that could make room, for somebody or (`None`) because the ledger is over its capacity.
-    fn candidates(&self, now: Moment, whom: Option<(ModelId, Demand)>, line: &Line) -> Vec<Candidate> {
+    fn candidates(
+        &self,
+        now: Moment,
+        whom: Option<(ModelId, Demand)>,
+        lack: &Footprint,
+        line: &Line,
+    ) -> Vec<Candidate> {
         let eligible = self.models_by_id().filter(|(id, model)| {
             let wanting = whom.is_some_and(|(whom, _)| whom == *id);
             let taken = line.victims.iter().any(|victim| victim.model == *id);
@@ -198,9 +204,16 @@ impl Scheduler {
             !wanting && !taken && may && !self.is_held_still(*id)
         });
         let candidates = eligible.filter_map(|(id, model)| {
-            let kind = self.kind_of_victim(now, id, whom)?;
+            let lacks = lack.gpu.iter().max().copied().unwrap_or_default();
+            let gpus_alone = lack.host.is_zero() && lack.pool.is_zero() && lack.slots == 0;
+            let share = (model.can_go_in_part() && gpus_alone && !lacks.is_zero()).then_some(lacks);
+            let kind = self.kind_of_victim(now, id, whom, share)?;
             let frees = match kind {
                 Kind::Stop => model.held.clone(),
+                // Of the host's memory one that is out already frees none.
+                Kind::Idle if model.state == State::Out => {
+                    at_most(&model.held.minus(&model.out), Bytes(u64::MAX))
+                }
                 Kind::Idle | Kind::Busy { .. } => model.held.minus(&model.out),
             };
             let cost = match model.leaving {
@@ -209,7 +222,13 @@ impl Scheduler {
                     (model.expected_out() + model.expected_in()).as_secs_f64() * (1.0 + model.weight(now))
                 }
             };
-            let parts = kind != Kind::Stop && model.can_go_in_part();
+            let whole = model.going_out(None).minus(&model.held);
+            let parts = match share {
+                Some(_) if kind == Kind::Stop => Parts::No,
+                None => Parts::No,
+                Some(_) if self.ledger.has_room(&whole) => Parts::May,
+                Some(_) => Parts::Must,
+            };
             Some(Candidate { model: id, frees, kind, parts, cost, last_used: model.last_used })
         });
         candidates.collect()
@@ -222,7 +241,13 @@ impl Scheduler {
     }
 
     /// What the leaving of engine `id` would mean, if it may leave at all for `whom`.
-    fn kind_of_victim(&self, now: Moment, id: ModelId, whom: Option<(ModelId, Demand)>) -> Option<Kind> {
+    fn kind_of_victim(
+        &self,
+        now: Moment,
+        id: ModelId,
+        whom: Option<(ModelId, Demand)>,
+        share: Option<Bytes>,
+    ) -> Option<Kind> {
         let model = &self.models[id.index()];
         let urgency = whom.map_or(Urgency::Preload, |(_, demand)| demand.urgency);
         let may_stop = urgency != Urgency::Preload;
@@ -239,13 +264,14 @@ impl Scheduler {
             {
                 (model.leases == 0 && model.demand().is_none()).then_some(Kind::Stop)
             }
-            State::Resident if self.ledger.has_room(&model.going_out().minus(&model.held)) => {
+            State::Resident if self.ledger.has_room(&model.going_out(share).minus(&model.held)) => {
                 Some(Kind::Idle)
             }
             State::Resident => may_stop.then_some(Kind::Stop),
             State::Out => {
                 let goes_before = |demand| model.demand().is_none_or(|its| demand < its);
-                if model.has_more_to_free() && self.ledger.has_room(&model.going_out().minus(&model.held)) {
+                let room = model.going_out(share).minus(&model.held);
+                if share.is_some() && model.has_more_to_free() && self.ledger.has_room(&room) {
                     return whom.is_none_or(|(_, demand)| goes_before(demand)).then_some(Kind::Idle);
                 }
                 let (_, demand) = whom.filter(|_| may_stop && model.leases == 0)?;
@@ -335,7 +361,7 @@ impl Scheduler {
             return;
         }
         let model = &mut self.models[id.index()];
-        let next = model.going_out();
+        let next = model.going_out(share);
         if self.ledger.reserve(&mut model.held, next) {
             let in_flight = model.leases;
             model.history.note(now, What::WentOut { why, in_flight });

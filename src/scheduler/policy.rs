@@ -18,11 +18,22 @@ pub(super) struct Candidate {
     pub(super) frees: Footprint,
     pub(super) kind: Kind,
     /// Whether it can free a part of its GPU memory alone.
-    pub(super) parts: bool,
+    pub(super) parts: Parts,
     /// Seconds of work and of expected delay that its leaving costs.
     pub(super) cost: f64,
     /// When it last had a request; of two that cost the same the one that was used longer ago goes.
     pub(super) last_used: Moment,
+}
+
+/// Whether an engine can free a part of its GPU memory alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// All of it or nothing.
+    No,
+    /// It can.
+    May,
+    /// It must: the pool has no room for all of it.
+    Must,
 }
 
 impl Candidate {
@@ -30,12 +41,12 @@ impl Candidate {
     /// small remainder is not worth a second move.
     pub(super) fn share_of(&self, lack: &Footprint) -> Option<Bytes> {
         let wanted = lack.masked_by(&self.frees);
-        if !self.parts || !wanted.host.is_zero() || !wanted.pool.is_zero() || wanted.slots > 0 {
+        if self.parts == Parts::No || !wanted.host.is_zero() || !wanted.pool.is_zero() || wanted.slots > 0 {
             return None;
         }
         let share = wanted.gpu.iter().max().copied().filter(|share| !share.is_zero())?;
         let most = self.frees.gpu.iter().max().copied().unwrap_or_default();
-        (share.0 <= most.0 / 8 * 7).then_some(share)
+        (self.parts == Parts::Must || share.0 <= most.0 / 8 * 7).then_some(share.min(most))
     }
 }
 
@@ -158,7 +169,7 @@ mod tests {
             model: ModelId(model),
             frees,
             kind,
-            parts: false,
+            parts: Parts::No,
             cost,
             last_used: Moment(u64::from(model)),
         }
@@ -197,12 +208,14 @@ mod tests {
 
     #[test]
     fn a_part_is_enough_where_it_covers_the_lack() {
-        let parked = Candidate { parts: true, ..candidate(0, 40, Kind::Idle, 1.0) };
+        let parked = Candidate { parts: Parts::May, ..candidate(0, 40, Kind::Idle, 1.0) };
         let lack = |gib| Footprint::on_gpus(&[0], Bytes::gib(gib));
         assert_eq!(parked.share_of(&lack(10)), Some(Bytes::gib(10)));
         assert_eq!(parked.share_of(&lack(39)), None, "all of it, for the little that would stay");
         assert_eq!(parked.share_of(&lack(60)), None);
         assert_eq!(candidate(0, 40, Kind::Idle, 1.0).share_of(&lack(10)), None);
+        let squeezed = Candidate { parts: Parts::Must, ..parked };
+        assert_eq!(squeezed.share_of(&lack(39)), Some(Bytes::gib(39)));
     }
 
     #[test]

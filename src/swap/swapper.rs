@@ -43,7 +43,8 @@ pub struct Swapper {
     crossed: Vec<(MechanismKind, String)>,
     pub(super) gpus: Arc<dyn MemoryProbe>,
     pub(super) resident: Footprint,
-    pub(super) out: Footprint,
+    /// What a whole swap-out was seen to leave.
+    pub(super) out: Option<Footprint>,
 }
 
 /// A swap that did not happen, whatever was tried.
@@ -78,7 +79,7 @@ impl Swapper {
             crossed: Vec::new(),
             gpus: deps.gpus.clone(),
             resident: Footprint::default(),
-            out: Footprint::default(),
+            out: None,
         }
     }
 
@@ -114,8 +115,9 @@ impl Swapper {
     ) -> Result<SwapMeasure, MoveFailed> {
         loop {
             let Some(at) = self.current else {
+                // Nobody else could ever have its room.
                 let detail = "no mechanism is left that can swap this engine".to_owned();
-                return Err(MoveFailed { detail, lost: false });
+                return Err(self.lose(engine, detail).await);
             };
             let kind = self.rungs[at].mechanism.kind();
             if in_flight > 0 && !kind.keeps_streams() {
@@ -219,7 +221,14 @@ impl Swapper {
                 if let Some(held) = log.resident.take() {
                     self.resident.gpu = held;
                 }
-                self.out = self.out_footprint(kind, measured);
+                let left = self.out_footprint(kind, measured);
+                let phases = log.phases;
+                if partial {
+                    let part = SwapMeasure { out: left, partial, ..self.measure() };
+                    return Ok(SwapMeasure { took, moved: log.moved, phases, ..part });
+                }
+                self.out = Some(left);
+                return Ok(SwapMeasure { took, moved: log.moved, phases, ..self.measure() });
             }
             Way::In => {
                 self.out_by = None;
@@ -230,7 +239,7 @@ impl Swapper {
                 }
             }
         }
-        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, partial, ..self.measure() })
+        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, ..self.measure() })
     }
 
     /// What is known of the engine's footprints under the rung in use; a move's own times are left zero.
@@ -239,7 +248,9 @@ impl Swapper {
         let mut resident = self.resident.clone();
         // The bound on CPU engines that stay in memory is how many of them compute at once.
         resident.slots = u32::from(mechanism == Some(MechanismKind::Freeze));
-        SwapMeasure { mechanism, resident, out: self.out.clone(), ..SwapMeasure::default() }
+        let partial = self.out.is_none();
+        let out = self.out.clone().unwrap_or_default();
+        SwapMeasure { mechanism, resident, out, partial, ..SwapMeasure::default() }
     }
 
     /// What an engine swapped out by this mechanism takes.
@@ -282,8 +293,13 @@ impl Swapper {
     /// Takes a rung into use.
     pub(super) fn settle_on(&mut self, at: usize) {
         self.current = Some(at);
-        if self.rungs[at].mechanism.kind() == MechanismKind::Freeze {
-            self.out = self.out_footprint(MechanismKind::Freeze, Footprint::default());
+        match self.rungs[at].mechanism.kind() {
+            MechanismKind::Freeze => {
+                self.out = Some(self.out_footprint(MechanismKind::Freeze, Footprint::default()));
+            }
+            // Whatever another rung has left.
+            MechanismKind::Restart => self.out = Some(Footprint::default()),
+            _ => {}
         }
     }
 

@@ -11,7 +11,7 @@ use super::{Swapper, memory};
 use crate::{
     engine::{Answer, Engine, LaunchError, ProbeError},
     scheduler::SwapMeasure,
-    units::{Bytes, Footprint, MechanismKind},
+    units::{Bytes, MechanismKind},
 };
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ impl Swapper {
         let mut start = Start::of(engine);
         self.forget();
         self.resident = memory::resident(engine, &*self.gpus).await;
-        self.out = Footprint::default();
+        self.out = None;
         let reference = Reference::of(engine).await?;
         while let Some(at) = self.first_that_suits(engine).await {
             if self.kind_of(at) == MechanismKind::Restart {
@@ -133,7 +133,7 @@ impl Swapper {
         let begun = Instant::now();
         self.forget();
         self.resident = memory::resident(engine, &*self.gpus).await;
-        self.out = Footprint::default();
+        self.out = None;
         match self.first_that_suits(engine).await {
             Some(at) => {
                 self.settle_on(at);

@@ -450,7 +450,12 @@ impl World {
             let in_time = resident >= kit::bounds().min_resident && self.somebody_loses_hope(model);
             assert!(drained || in_time, "not drained for long enough");
         }
-        let next = self.scheduler.view(model).out.max(&engine.holds);
+        let mut out = self.scheduler.view(model).out;
+        if let Some(free) = free {
+            let most = (free.0 + Bytes::mib(256).0) * spec.gpus.len() as u64;
+            out.pool = out.pool.min(engine.holds.pool + Bytes(most));
+        }
+        let next = out.max(&engine.holds);
         self.begin(model, Move::Out, next);
         let engine = &mut self.engines[model.index()];
         engine.up = false;
