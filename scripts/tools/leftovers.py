@@ -81,22 +81,27 @@ def job_processes(job):
                 yield f"{pid} {read(f'/proc/{pid}/cmdline').replace(bytes(1), b' ').decode(errors='replace')[:80]}"
 
 
+def files_below(root, since):
+    """Files that were written since then; large ones, and what cargo and git keep, left out."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [d for d in folders if d not in SKIPPED]
+        for path in (os.path.join(folder, n) for n in names):
+            try:
+                info = os.lstat(path)
+            except OSError:
+                continue
+            if info.st_mtime >= since - 1 and os.path.isfile(path) and info.st_size <= 1 << 26:
+                yield path
+
+
 def files_with(secret, since):
     """Files written since the job began that hold its key."""
     seen = set()
     for root in SECRET_ROOTS:
-        for folder, folders, names in os.walk(root):
-            folders[:] = [d for d in folders if d not in SKIPPED]
-            for path in (os.path.join(folder, n) for n in names):
-                try:
-                    info = os.lstat(path)
-                except OSError:
-                    continue
-                if path in seen or info.st_mtime < since - 1 or not os.path.isfile(path) or info.st_size > 1 << 26:
-                    continue
+        for path in files_below(root, since):
+            if path not in seen and secret in read(path):
                 seen.add(path)
-                if secret in read(path):
-                    yield path
+                yield path
 
 
 def report(what, left):

@@ -1,6 +1,7 @@
 """The cluster that the jobs are ended on, and many of them at once."""
 
 import concurrent.futures
+import json
 import os
 import queue
 import re
@@ -106,6 +107,31 @@ def end_one(name, state, tracker, node, kill_wait):
         shutil.rmtree(work)
 
 
+def key(row):
+    return row["tracker"], row["end"], row["state"]
+
+
+class Results:
+    """The rows of a file, the last one of each case."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, {}
+        if path.exists():
+            self.rows = {key(row): row for row in map(json.loads, path.read_text().splitlines())}
+        self.order = [(t, e, s) for t in TRACKERS for e in ENDS for s in STATES]
+
+    def add(self, row):
+        self.rows[key(row)] = row
+        place = {case: at for at, case in enumerate(self.order)}
+        rows = sorted(self.rows.values(), key=lambda row: place.get(key(row), len(place)))
+        draft = self.path.with_suffix(".new")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(draft, self.path)
+
+    def has(self, case):
+        return self.rows.get(case, {}).get("clean", False)
+
+
 def heads():
     return f"{'':4} {'end':23} {'tracker':9} {'state':9} " + " ".join(f"{key:>9}" for key in ["seconds", *COUNTED])
 
@@ -124,4 +150,4 @@ def use(binary: Path):
     os.environ["PATH"] = f"{binary.resolve().parent}:{os.environ['PATH']}"
 
 
-__all__ = ["STATES", "TRACKERS", "WATCH", "Lab", "heads", "show", "stop", "use"]
+__all__ = ["STATES", "TRACKERS", "WATCH", "Lab", "Results", "heads", "show", "stop", "use"]
