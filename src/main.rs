@@ -8,6 +8,9 @@ fn main() -> std::process::ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::warden::VERB) {
         swapserve::process::warden::main(std::env::args_os().skip(2), swapserve::job::leftovers::sweep_own);
     }
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::janitor::VERB) {
+        swapserve::process::janitor::main(std::env::args_os().skip(2), swapserve::job::leftovers::sweep_own);
+    }
     if swapserve::cli::epilog::is_wanted() {
         return swapserve::cli::epilog::execute();
     }

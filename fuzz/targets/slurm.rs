@@ -23,6 +23,5 @@ pub fn run(data: &[u8]) {
     let gpus = Gpus::read(&env);
     assert!(gpus.host.len() <= 4096, "more GPUs than any node has");
     site::parse_rules(&text);
-    site::parse_squeue(&text);
     text.lines().for_each(|line| assert!(site::parse_left(line) != Some(std::time::Duration::MAX)));
 }

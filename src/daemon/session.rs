@@ -26,6 +26,7 @@ use futures_util::future::{FusedFuture as _, FutureExt as _};
 use std::{
     io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
     sync::Arc,
@@ -66,6 +67,8 @@ pub struct Ground {
     pub spawner: Spawner,
     /// The job's GPUs.
     pub gpus: JobGpus,
+    /// Open for as long as the janitor has nothing to do.
+    janitor: Option<OwnedFd>,
 }
 
 impl Ground {
@@ -80,11 +83,13 @@ impl Ground {
         if let Err(error) = process::dump_no_core() {
             tracing::warn!(%error, "a core dump of this process would hold the run's key");
         }
-        process::adopt_orphans().map_err(SessionError::Threads)?;
         let job = Job::discover().await.map_err(SessionError::Job)?;
+        // Before orphans come to this process: the janitor must not.
+        let janitor = if job.loses_processes() { start_janitor() } else { None };
+        process::adopt_orphans().map_err(SessionError::Threads)?;
         let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
         let gpus = JobGpus::find(&job, &spawner).await?;
-        Ok(Ground { job, spawner, gpus })
+        Ok(Ground { job, spawner, gpus, janitor })
     }
 
     /// What of the machine the job may use.
@@ -157,6 +162,7 @@ pub struct Session {
     router: JoinHandle<()>,
     workers: JoinSet<()>,
     _work: EngineThreads,
+    _janitor: Option<OwnedFd>,
     endpoint: Published,
     run_dir: RunDir,
     /// The gpu server ends with its last client: after the engines.
@@ -167,7 +173,7 @@ impl Session {
     /// Makes everything and begins to serve; the engines' start is under way on return. Must be called in a
     /// [`tokio::task::LocalSet`].
     pub async fn start(mut plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
-        let Ground { job, spawner, gpus: mut found } = ground;
+        let Ground { job, spawner, gpus: mut found, janitor } = ground;
         let mut resources = Resources {
             gpu_free: found.free.clone(),
             host: job.memory,
@@ -258,6 +264,7 @@ impl Session {
         Ok(Session {
             endpoint_file: endpoint.path().to_owned(),
             _work: work,
+            _janitor: janitor,
             core,
             facts,
             key,
@@ -386,6 +393,14 @@ impl Drop for EngineThreads {
             runtime.shutdown_background();
         }
     }
+}
+
+fn start_janitor() -> Option<OwnedFd> {
+    process::start_janitor()
+        .map_err(|error| {
+            tracing::warn!(%error, "nobody tidies up should Slurm kill the whole step at once, but its epilog or the next run");
+        })
+        .ok()
 }
 
 /// Ends whatever still runs below this process: as a subreaper it has inherited every orphan of the run.

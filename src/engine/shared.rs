@@ -17,10 +17,10 @@ use std::{
 };
 use tokio::{io::unix::AsyncFd, task::JoinHandle};
 
-/// A file is made first and mapped a moment later: when to look after one was made.
-const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(15)];
+/// A file is made first and mapped a moment later, or on a busy machine a while: when to look after one was made.
+const LOOKS_MS: [u64; 5] = [1, 15, 60, 250, 1000];
 /// Least time between looks at all processes, however many files are made.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Notes what one tree has in shared memory, for as long as it lives.
 pub(super) struct Keeper {
@@ -105,20 +105,33 @@ fn events() -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 async fn watch(events: AsyncFd<OwnedFd>, notes: Arc<Mutex<Notes>>) {
-    // What was made between the launch and now.
-    let mut made = true;
+    // Begins with a look: a file may have been made between the launch and now.
+    let mut at = 0;
     loop {
-        if made {
-            for pause in LOOKS {
-                tokio::time::sleep(pause).await;
+        let pause = LOOKS_MS.get(at).copied().map(Duration::from_millis);
+        tokio::select! {
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 notes.lock().unwrap_or_else(PoisonError::into_inner).look();
+                at += 1;
             }
-            tokio::time::sleep(PAUSE).await;
+            made = made(&events) => {
+                if made.is_err() {
+                    return;
+                }
+                at = 0;
+                tokio::time::sleep(PAUSE).await;
+            }
         }
-        let Ok(mut ready) = events.readable().await else { return };
-        // Which files does not matter: the look tells.
-        made = ready
-            .try_io(|events| Ok(rustix::io::read(events, &mut [0; 4096])?))
-            .is_ok_and(|read| read.is_ok());
+    }
+}
+
+/// Comes back when files have been made; which ones does not matter, the look tells.
+async fn made(events: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    loop {
+        let mut ready = events.readable().await?;
+        // Else it was nothing after all.
+        if let Ok(read) = ready.try_io(|events| Ok(rustix::io::read(events, &mut [0; 4096])?)) {
+            return read.map(drop);
+        }
     }
 }

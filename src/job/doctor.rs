@@ -38,10 +38,11 @@ fn tracker(job: &Job) -> Finding {
         (_, Some(tracker)) => Finding::warn(
             NAME,
             format!(
-                "{tracker}: Slurm loses processes that leave their session; swapserve ends its engines itself, also when it \
-                 is killed, but what your command leaves behind only when it ends in order"
+                "{tracker}: Slurm loses processes that leave their {}. swapserve ends its engines, and all that your command \
+                 leaves, by itself, also when it is killed; where Slurm kills a whole step at once, the task's epilog has to",
+                if tracker == "proctrack/pgid" { "process group" } else { "session" }
             ),
-            "the site: ProctrackType=proctrack/cgroup in slurm.conf",
+            "start it with srun --task-epilog=\"$(command -v swapserve)\"; the site: ProctrackType=proctrack/cgroup in slurm.conf",
         ),
         (_, None) => Finding::warn(
             NAME,
@@ -70,8 +71,17 @@ fn end(job: &Job) -> Finding {
 
 fn memory_limit(job: &Job, limit: Option<crate::units::Bytes>) -> Finding {
     const NAME: &str = "memory limit";
+    const ASK: &str = "ask for what all models together need, and your command: #SBATCH --mem=…";
     let asked = job.slurm.as_ref().and_then(|slurm| slurm.memory);
     match (limit, asked, &job.slurm) {
+        (Some(limit), None, Some(_)) => Finding::warn(
+            NAME,
+            format!(
+                "{limit} by the cgroup, which is the site's default (perhaps the whole node's): the job did not ask for any, and \
+                 elsewhere gets another"
+            ),
+            ASK,
+        ),
         (Some(limit), ..) => Finding::ok(NAME, format!("{limit}, by the cgroup")),
         (None, Some(asked), _) => Finding::warn(
             NAME,
@@ -82,8 +92,9 @@ fn memory_limit(job: &Job, limit: Option<crate::units::Bytes>) -> Finding {
         ),
         (None, None, Some(_)) => Finding::warn(
             NAME,
-            "the job has none: the pool is planned by what is free now, which other jobs may take",
-            "ask for memory: #SBATCH --mem=…",
+            "the job asked for none and has none of its own: all is planned by what is free on the whole node now, which other \
+             jobs may take",
+            ASK,
         ),
         (None, None, None) => Finding::ok(NAME, "none: planned by what the node has available"),
     }
@@ -147,7 +158,28 @@ mod tests {
         job.gpus.visible = Some(vec!["0".into()]);
         assert_eq!(worst(&job), [Verdict::Ok, Verdict::Ok, Verdict::Warn, Verdict::Ok]);
         assert!(memory_limit(&job, None).remedy.is_some_and(|remedy| remedy.contains("--mem")));
+        assert!(memory_limit(&job, Some(Bytes::gib(8))).what.contains("the site's default"));
+    }
+
+    #[test]
+    fn a_job_that_asked_for_memory_has_its_limit() {
+        let job = job([("SLURM_JOB_ID", "7"), ("SLURM_MEM_PER_NODE", "8192")]);
         assert_eq!(memory_limit(&job, Some(Bytes::gib(8))).verdict, Verdict::Ok);
+        let unbounded = memory_limit(&job, None);
+        assert!(unbounded.remedy.is_some_and(|remedy| remedy.contains("ConstrainRAMSpace")));
+    }
+
+    #[test]
+    fn trackers_that_lose_processes_are_told_apart() {
+        let with = |name: &str| {
+            let mut job = job([("SLURM_JOB_ID", "7")]);
+            job.tracker = Some(name.to_owned());
+            tracker(&job)
+        };
+        assert!(with("proctrack/linuxproc").what.contains("leave their session"));
+        assert!(with("proctrack/pgid").what.contains("leave their process group"));
+        assert!(with("proctrack/pgid").remedy.is_some_and(|remedy| remedy.contains("--task-epilog")));
+        assert_eq!(with("proctrack/cgroup").verdict, Verdict::Ok);
     }
 
     #[test]

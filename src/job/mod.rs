@@ -97,6 +97,11 @@ impl Job {
         })
     }
 
+    /// Whether Slurm may lose sight of processes of this job, so that it kills some and not others.
+    pub fn loses_processes(&self) -> bool {
+        self.slurm.is_some() && self.tracker.as_deref() != Some("proctrack/cgroup")
+    }
+
     /// The job's id as text; `None` outside Slurm.
     pub fn id(&self) -> Option<String> {
         self.slurm.as_ref().map(|slurm| slurm.job.to_string())

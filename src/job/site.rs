@@ -28,15 +28,11 @@ pub async fn rules() -> Rules {
     }
 }
 
-/// When the job ends, by `squeue --json`; by `scontrol show job` where that is too old for it. Ask about once a minute: the
-/// limit can be changed while the job runs.
+/// When the job ends, by `squeue`'s time left: its other forms are local time without a zone, or JSON of every job of the
+/// cluster (Slurm 22.05 prints them all, whatever `-j` asks for). Ask about once a minute: the limit can be changed while the
+/// job runs.
 pub async fn end_time(job: u32) -> Option<SystemTime> {
-    let id = job.to_string();
-    if let Some(end) = ask("squeue", &["--json", "-j", &id]).await.as_deref().and_then(parse_squeue) {
-        return Some(end);
-    }
-    // Local time without a zone would have to be guessed at: `scontrol` prints what is left as well.
-    let text = ask("squeue", &["-h", "-j", &id, "-o", "%L"]).await?;
+    let text = ask("squeue", &["-h", "-j", &job.to_string(), "-o", "%L"]).await?;
     parse_left(text.trim()).and_then(|left| SystemTime::now().checked_add(left))
 }
 
@@ -60,15 +56,6 @@ pub fn parse_rules(text: &str) -> Rules {
     };
     let seconds = value("KillWait").and_then(|text| text.split_whitespace().next()?.parse().ok());
     Rules { kill_wait: seconds.map(Duration::from_secs), tracker: value("ProctrackType") }
-}
-
-/// What `squeue --json -j JOB` prints: when the job ends.
-pub fn parse_squeue(text: &str) -> Option<SystemTime> {
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
-    let end = &value["jobs"][0]["end_time"];
-    // A plain number up to 22.05; {"set", "infinite", "number"} since 23.11.
-    let unix = end.as_u64().or_else(|| end["number"].as_u64().filter(|_| end["infinite"] != true))?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix)).filter(|_| unix > 0)
 }
 
 /// `[DAYS-][HOURS:]MINUTES:SECONDS`; nothing for `UNLIMITED`, `NOT_SET` and `INVALID`.
@@ -97,16 +84,6 @@ mod tests {
         assert_eq!(rules.kill_wait, Some(Duration::from_secs(30)));
         assert_eq!(rules.tracker.as_deref(), Some("proctrack/cgroup"));
         assert_eq!(parse_rules("nothing of the kind"), Rules::default());
-    }
-
-    #[test]
-    fn end_of_a_job_old_and_new() {
-        let at = |unix| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(unix));
-        assert_eq!(parse_squeue(r#"{"jobs":[{"end_time":1700000000}]}"#), at(1_700_000_000));
-        let new = r#"{"jobs":[{"end_time":{"set":true,"infinite":false,"number":1700000000}}]}"#;
-        assert_eq!(parse_squeue(new), at(1_700_000_000));
-        assert_eq!(parse_squeue(r#"{"jobs":[{"end_time":{"set":true,"infinite":true,"number":0}}]}"#), None);
-        assert_eq!(parse_squeue(r#"{"jobs":[]}"#), None);
     }
 
     #[test]

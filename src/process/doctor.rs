@@ -12,12 +12,13 @@ use crate::units::Bytes;
 const FILES: u64 = 8192;
 /// Engines start hundreds of threads each, and each counts.
 const TASKS: u64 = 4096;
-/// Below this, memory that an engine registers for RDMA (NCCL) does not fit.
+/// Below this, neither memory that an engine registers for RDMA (NCCL) fits, nor a pool of pinned memory worth its name.
 const LOCKED: u64 = 1 << 30;
 
 /// What weakens the handling of processes here, and what does not.
 pub fn doctor() -> Vec<Finding> {
-    vec![pidfd(), files(), tasks(), locked(), hidepid(ProcFs::default().root())]
+    let locked_now = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    vec![pidfd(), files(), tasks(), locked(locked_now), hidepid(ProcFs::default().root())]
 }
 
 fn pidfd() -> Finding {
@@ -65,15 +66,15 @@ fn tasks() -> Finding {
     }
 }
 
-fn locked() -> Finding {
-    let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+fn locked(limit: u64) -> Finding {
     match limit {
         u64::MAX => Finding::ok("locked memory", "no limit"),
         LOCKED.. => Finding::ok("locked memory", format!("at most {}", Bytes(limit))),
         _ => Finding::warn(
             "locked memory",
             format!(
-                "at most {}: engines on several GPUs may fail to register memory (NCCL over InfiniBand)",
+                "at most {} (RLIMIT_MEMLOCK): a driver that counts pinned memory refuses the pool that parked engines wait in, \
+                 and engines on several GPUs may fail to register memory (NCCL over InfiniBand)",
                 Bytes(limit)
             ),
             "ulimit -l unlimited; the site: LimitMEMLOCK=infinity for slurmd, PropagateResourceLimitsExcept=MEMLOCK in slurm.conf",
@@ -116,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn a_small_bound_on_locked_memory_is_named_with_its_remedy() {
+        let small = locked(8 << 20);
+        assert_eq!(small.verdict, Verdict::Warn);
+        assert!(small.what.starts_with("at most 8.0 MiB") && small.what.contains("pool"), "{}", small.what);
+        assert!(small.remedy.is_some_and(|remedy| remedy.contains("ulimit -l unlimited")));
+        assert_eq!([locked(64 << 30).verdict, locked(u64::MAX).verdict], [Verdict::Ok; 2]);
+    }
+
+    #[test]
     fn hidepid_is_read_from_the_mounts() {
         let dir = tempfile::tempdir().expect("a directory");
         let with = |options: &str| {
@@ -127,5 +137,7 @@ mod tests {
         assert_eq!(with("rw,hidepid=0"), Verdict::Warn);
         assert_eq!(with("rw,hidepid=2,gid=5"), Verdict::Ok);
         assert_eq!(with("rw,hidepid=invisible"), Verdict::Ok);
+        std::fs::write(dir.path().join("mounts"), "proc /proc proc rw 0 0\n").expect("written");
+        assert!(hidepid(dir.path()).remedy.is_some_and(|remedy| remedy.contains("hidepid=invisible")));
     }
 }

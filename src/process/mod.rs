@@ -12,6 +12,7 @@
 //!   ([`ProcId`]), so a recycled number is never mistaken for the process it once was.
 //! * [`warden`]: a small process above each engine, below which nobody is lost, and which ends them all when
 //!   this process dies.
+//! * [`janitor`]: tidies up where Slurm has killed everybody at once.
 //! * [`SharedFiles`]: what a tree made in `/dev/shm`, which no process's end removes.
 //! * [`stop`]: TERM, grace, KILL, to the whole tree, until a new look at `/proc` finds nobody.
 //!
@@ -22,6 +23,7 @@ mod child;
 mod doctor;
 mod escape;
 mod handle;
+pub mod janitor;
 mod launch;
 mod limits;
 mod marked;
@@ -37,6 +39,7 @@ pub use child::Child;
 pub use doctor::doctor;
 pub use escape::out_of_the_tree;
 pub use handle::Handle;
+pub use janitor::start_janitor;
 pub use launch::{Group, Launch, Output, Stdin};
 pub use limits::{dump_no_core, raise_open_files};
 pub use marked::kill_marked;

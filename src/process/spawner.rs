@@ -318,6 +318,18 @@ pub(super) fn unblock_all_signals() {
     }
 }
 
+/// Every signal waits its turn, in a helper of the daemon: Slurm's TERM is meant for that one, which ends everything in
+/// order.
+pub(super) fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: an all-zero set is valid storage, which sigfillset fills; the old mask is not asked for.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+        all
+    }
+}
+
 /// Files that this process was itself started with, and knows nothing of, go no further: a copy of the step's output in an
 /// engine would keep `srun` waiting. A kernel before 5.11 cannot do it, and they are passed on.
 fn close_inherited_files() {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, getppid, set_child_subreaper, set_parent_process_death_signal, setsid};
 
 use super::{NAME, Word};
-use crate::process::spawner::{unblock_all_signals, write_oom_score};
+use crate::process::spawner::{block_all_signals, unblock_all_signals, write_oom_score};
 use crate::process::{Handle, ProcFs, SharedFiles, Tree};
 
 /// Who has nobody to answer to any more is given this long to end what it guards; only a process that hangs in the
@@ -185,17 +185,6 @@ fn kill_all(waiting: &libc::sigset_t, shared: &mut Option<SharedFiles>) {
         }
         wait_for_signal(waiting, Some(LOOK_AGAIN));
         reap(|_, _| ());
-    }
-}
-
-/// Every signal waits its turn: Slurm's TERM is meant for the daemon, which ends the engine in order.
-fn block_all_signals() -> libc::sigset_t {
-    // SAFETY: an all-zero set is valid storage, which sigfillset fills; the old mask is not asked for.
-    unsafe {
-        let mut all = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
-        all
     }
 }
 

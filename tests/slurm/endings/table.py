@@ -79,7 +79,8 @@ def daemon(job):
 
 
 def engine(job):
-    return job.find("--answer one", b"python3")
+    # In a start there is no command: the engine that starts takes the memory, and is what the kernel kills.
+    return job.find("--answer two" if job.state == "starting" else "--answer one", b"python3")
 
 
 def command(job):
