@@ -106,9 +106,9 @@ impl JobSignals {
             let (kind, ..) = futures_util::future::select_all(waiting).await;
             let now = Instant::now();
             let echo = self.last.is_some_and(|(last, at)| last == kind && now.duration_since(at) < ECHO);
-            self.last = Some((kind, now));
             self.term |= kind == JobSignal::Term;
             if !echo {
+                self.last = Some((kind, now));
                 self.finals += u32::from(kind.is_final());
                 tracing::info!("received {kind}");
                 return kind;

@@ -1,7 +1,8 @@
 //! Every way a run ends outside Slurm, and what is left: nothing.
 
-use super::service::{Service, config, eventually, fake, processes_with, run};
+use super::service::{Service, config, eventually, fake, processes_with, run, swapserve};
 use nix::sys::signal::Signal;
+use std::process::Stdio;
 
 fn two() -> String {
     format!("[scheduler]\nrunning_slots = 1\n{}{}", fake("one", "", ""), fake("two", "--daemon", ""))
@@ -87,4 +88,45 @@ fn an_engine_that_dies_is_started_again() {
         .unwrap();
     eventually("another engine runs", || pid(&service).is_some_and(|now| now != first));
     assert_eq!(service.answer("one"), "one");
+}
+
+/// A run whose command has left a process in a session of its own, both marked by the folder's name.
+fn run_with_an_orphan(dir: &std::path::Path, file: &std::path::Path, script: &str) -> std::process::Child {
+    let mut run = swapserve();
+    run.arg("run").arg("--config").arg(file).arg("--run-dir").arg(dir.join("run"));
+    run.args(["--", "sh", "-c", script, dir.to_str().unwrap()]).stdout(Stdio::null());
+    run.stderr(std::fs::File::create(dir.join("said")).unwrap());
+    let run = run.spawn().unwrap();
+    eventually("the command is there", || dir.join("there").exists());
+    run
+}
+
+const ORPHAN: &str = "MARK=$0 setsid sleep 1000 & touch $0/there; ";
+
+#[test]
+fn the_daemons_own_death_takes_the_command_and_its_orphans_with_it() {
+    let (dir, file) = config(&fake("one", "--daemon", ""));
+    let mut run = run_with_an_orphan(dir.path(), &file, &format!("{ORPHAN} sleep 1000"));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    eventually("everybody ends", || processes_with(dir.path().to_str().unwrap()).is_empty());
+    eventually("the run directory with the key goes", || !dir.path().join("run").exists());
+}
+
+#[test]
+fn a_second_term_ends_a_command_that_does_not_listen() {
+    let (dir, file) = config(&fake("one", "--deaf", ""));
+    let mut run =
+        run_with_an_orphan(dir.path(), &file, &format!("trap '' TERM; {ORPHAN} sleep 1000; sleep 1000"));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(run.id()).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    // The same signal within half a second is an echo of the first: sent until it is heard.
+    eventually("the run ends", || {
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        run.try_wait().unwrap().is_some()
+    });
+    assert_eq!(run.wait().unwrap().code(), Some(137), "the command was killed");
+    let said = std::fs::read_to_string(dir.path().join("said")).unwrap();
+    assert!(said.contains("TERM again: the command is killed"), "{said}");
+    assert!(processes_with(dir.path().to_str().unwrap()).is_empty());
 }
