@@ -230,7 +230,7 @@ impl Engine {
         let seen = Box::new(Seen {
             program: self.plan.command.first().unwrap_or(&self.plan.name).clone(),
             log: self.log.path().to_owned(),
-            tail: self.log.tail_from(begin, TAIL, self.key().map(|key| &**key)),
+            tail: self.log.cause_from(begin, TAIL, self.key().map(|key| &**key)),
         });
         match trouble {
             Trouble::Exited(_) if self.port.is_some() && says_port_taken(&seen.tail) => {

@@ -75,18 +75,32 @@ impl EngineLog {
         self.tail_from(0, lines, secret)
     }
 
-    /// The same of what was written after `begin`.
-    pub(super) fn tail_from(&self, begin: u64, lines: usize, secret: Option<&str>) -> String {
+    /// The same of what was written after `begin`; before them, the first line there that names an error, where the tail
+    /// does not reach back to it: of several processes the one that failed speaks first.
+    pub(super) fn cause_from(&self, begin: u64, lines: usize, secret: Option<&str>) -> String {
+        let all = self.lines_from(begin);
+        let tail = all.len().saturating_sub(lines);
+        let names_error = |line: &&String| ERRORS.iter().any(|word| line.contains(word));
+        let cause = all[..tail].iter().find(names_error);
+        let shown: Vec<&str> = match cause {
+            Some(cause) => {
+                [cause.as_str(), "…"].into_iter().chain(all[tail..].iter().map(String::as_str)).collect()
+            }
+            None => all[tail..].iter().map(String::as_str).collect(),
+        };
+        without(shown.join("\n"), secret)
+    }
+
+    fn lines_from(&self, begin: u64) -> Vec<String> {
         let text = self.read_end(begin).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let mut last: Vec<&str> =
-            text.lines().rev().map(last_overwrite).filter(|line| !line.is_empty()).take(lines).collect();
-        last.reverse();
-        let tail = last.join("\n");
-        match secret {
-            Some(secret) if !secret.is_empty() => tail.replace(secret, "****"),
-            _ => tail,
-        }
+        text.lines().map(last_overwrite).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// The last lines of what was written after `begin`.
+    pub(super) fn tail_from(&self, begin: u64, lines: usize, secret: Option<&str>) -> String {
+        let all = self.lines_from(begin);
+        without(all[all.len().saturating_sub(lines)..].join("\n"), secret)
     }
 
     fn read_end(&self, begin: u64) -> io::Result<Vec<u8>> {
@@ -98,6 +112,16 @@ impl EngineLog {
         let mut text = Vec::new();
         file.take(TAIL_WINDOW).read_to_end(&mut text)?;
         Ok(text)
+    }
+}
+
+/// Words of a line that says what went wrong, in Python and elsewhere.
+const ERRORS: [&str; 4] = ["Error: ", "Exception: ", "error: ", "out of memory"];
+
+fn without(text: String, secret: Option<&str>) -> String {
+    match secret {
+        Some(secret) if !secret.is_empty() => text.replace(secret, "****"),
+        _ => text,
     }
 }
 
@@ -135,6 +159,18 @@ mod tests {
         assert_eq!(log.tail(2, Some("sk-123")), "two **** x\nLoading 100%");
         assert_eq!(log.tail_from(4, 10, None), "two sk-123 x\nLoading 100%");
         assert_eq!(EngineLog::new("/nowhere/x.log".into()).tail(3, None), "");
+    }
+
+    #[test]
+    fn the_first_error_is_shown_where_the_tail_does_not_reach_it() {
+        let (_dir, log) = log_with(
+            "(core) ValueError: no room for k-1\n(core) more\n(api) one\n(api) RuntimeError: see above\n",
+        );
+        assert_eq!(
+            log.cause_from(0, 2, Some("k-1")),
+            "(core) ValueError: no room for ****\n…\n(api) one\n(api) RuntimeError: see above"
+        );
+        assert_eq!(log.cause_from(0, 4, None).lines().count(), 4);
     }
 
     #[test]
