@@ -167,6 +167,8 @@ pub struct Session {
     run_dir: RunDir,
     /// The gpu server ends with its last client: after the engines.
     gpu: Option<GpuClient>,
+    /// Looks after the GPUs' memory through it.
+    strangers: Option<JoinHandle<()>>,
 }
 
 impl Session {
@@ -246,9 +248,8 @@ impl Session {
         spawn_local(core.clone().keep_time());
         spawn_local(watch_end(core.clone(), job.clone()));
         spawn_local(pressure::watch(core.clone()));
-        if let Some(client) = &found.client {
-            spawn_local(strangers::watch(core.clone(), client.clone(), resources));
-        }
+        let watched = found.client.clone();
+        let strangers = watched.map(|client| spawn_local(strangers::watch(core.clone(), client, resources)));
 
         let (asked_to_stop, stop) = watch::channel(false);
         let gate = DaemonGate::new(core.clone(), asked_to_stop);
@@ -278,6 +279,7 @@ impl Session {
             endpoint,
             run_dir,
             gpu: found.client,
+            strangers,
         })
     }
 
@@ -348,6 +350,11 @@ impl Session {
         let _ = timeout(Duration::from_secs(2), &mut self.router).await;
         self.core.close_journal();
         let mut left = Vec::new();
+        if let Some(strangers) = self.strangers.take() {
+            strangers.abort();
+            // With it goes its handle on the gpu server.
+            let _ = strangers.await;
+        }
         if let Some(gpu) = self.gpu.take() {
             gpu.end().await;
         }

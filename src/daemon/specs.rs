@@ -119,6 +119,9 @@ fn kept_in(kind: MechanismKind, sleep_level: u8) -> Option<Keeps> {
     }
 }
 
+/// What a CUDA context takes of a GPU: 0.4 to 0.6 GiB on an H100.
+const CONTEXT: Bytes = Bytes::mib(640);
+
 /// A parked engine's CUDA context and small allocations stay on the GPU: up to so much was seen (vLLM, SGLang).
 const PARKED_REST: Bytes = Bytes::gib(1);
 
@@ -217,7 +220,12 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         };
         (Footprint { gpu: each, ..Footprint::default() }, out)
     };
-    let starting = resident.max(&out);
+    let mut starting = resident.max(&out);
+    for (gpu, bytes) in starting.gpu.iter_mut().enumerate().filter(|(_, bytes)| !bytes.is_zero()) {
+        // Beside its own context it finds what it was told that it may take (vLLM looks for exactly that).
+        let context = CONTEXT.min(Bytes(bytes.0 / 16));
+        *bytes = (*bytes + context).min(capacity.on_gpu(gpu)).max(*bytes);
+    }
     ModelSpec {
         name: Arc::from(model.name.as_str()),
         pin: model.pin,

@@ -203,6 +203,7 @@ impl Scheduler {
             let may = !model.pinned && model.faults.spared_until <= now;
             !wanting && !taken && may && !self.is_held_still(*id)
         });
+        let starts = whom.is_some_and(|(whom, _)| self.model(whom).state == State::Cold);
         let candidates = eligible.filter_map(|(id, model)| {
             let lacks = lack.gpu.iter().max().copied().unwrap_or_default();
             let gpus_alone = lack.host.is_zero() && lack.pool.is_zero() && lack.slots == 0;
@@ -226,6 +227,8 @@ impl Scheduler {
             let parts = match share {
                 Some(_) if kind == Kind::Stop => Parts::No,
                 None => Parts::No,
+                // One that starts looks for more than what is reserved for it: its context, what it sizes itself by.
+                Some(_) if self.ledger.has_room(&whole) && starts => Parts::No,
                 Some(_) if self.ledger.has_room(&whole) => Parts::May,
                 Some(_) => Parts::Must,
             };

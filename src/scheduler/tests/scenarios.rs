@@ -580,3 +580,14 @@ fn paused_streams_keep_no_memory_from_who_waited_before_they_were_paused() {
     assert_eq!(desk.state("c"), State::Resident, "a and b have what c lacks, and c came first: {asked}");
     desk.release(stream);
 }
+
+#[test]
+fn for_one_that_starts_a_parked_engine_goes_whole() {
+    let models = [model("a", 45), model("b", 45)];
+    let mut desk = Desk::new(models.into_iter().map(ModelBuilder::keeping_streams).collect());
+    desk.parks = true;
+    desk.tell(Event::Boot);
+    assert_eq!(desk.transcript(), "start a");
+    desk.finish("a");
+    assert_eq!(desk.transcript(), "out a", "all of it: who starts looks for more than is reserved for it");
+}
