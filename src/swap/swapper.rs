@@ -217,10 +217,11 @@ impl Swapper {
         self.rungs[at].strikes = 0;
         match way {
             Way::Out { .. } => {
-                self.out_by = Some(at);
-                if let Some(held) = log.resident.take() {
+                // One that was out already held only what was left of it.
+                if let Some(held) = log.resident.take().filter(|_| self.out_by.is_none()) {
                     self.resident.gpu = held;
                 }
+                self.out_by = Some(at);
                 let left = self.out_footprint(kind, measured);
                 let phases = log.phases;
                 if partial {

@@ -46,8 +46,8 @@ pub struct Park {
     gpus: Arc<dyn MemoryProbe>,
     /// Compare every block with what went out.
     verify: bool,
-    /// Processes that are out: each of them has to come back.
-    out: Mutex<Vec<i32>>,
+    /// The processes of the engine when it went out, and how many of them did: as many have to come back.
+    out: Mutex<(Vec<i32>, u32)>,
 }
 
 impl Park {
@@ -74,12 +74,12 @@ impl Park {
             }
             Err(error) => {
                 // Some of the processes may be out: half an engine is of no use.
-                let back = self.all_back(&pids, log).await;
+                let back = self.all_back(&pids, 1, log).await;
                 return Err(self.fault("park", error.to_string(), back.is_ok() && engine.is_alive()));
             }
         };
         note(log, &moved);
-        *self.out.lock().unwrap_or_else(PoisonError::into_inner) = pids;
+        *self.out.lock().unwrap_or_else(PoisonError::into_inner) = (pids, moved.processes);
         // Small allocations of the engine's come and go meanwhile.
         let freed = Bytes(moved.bytes / 10 * 9);
         let most = memory::total(&before.clone().unwrap_or_default()).saturating_sub(freed);
@@ -91,21 +91,23 @@ impl Park {
 
     /// In; on return every process that went out is back.
     async fn bring_in(&self, log: &mut MoveLog) -> Result<(), String> {
-        let pids = self.out.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let moved = self.all_back(&pids, log).await?;
+        let (pids, count) = self.out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let moved = self.all_back(&pids, count, log).await?;
         note(log, &moved);
-        self.out.lock().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
     }
 
-    /// Brings processes back; those that look for a new memory server are waited for.
-    async fn all_back(&self, pids: &[i32], log: &MoveLog) -> Result<Moved, String> {
+    /// Brings processes back, `count` of them at least; those that look for a new memory server are waited for.
+    async fn all_back(&self, pids: &[i32], count: u32, log: &MoveLog) -> Result<Moved, String> {
         let deadline = log.deadline.min(Instant::now() + REUNION_LIMIT);
         loop {
             let wait = FREE_LIMIT.min(log.left());
             let reason = match self.gpu.park_in(pids.to_vec(), self.verify, wait).await {
-                Ok(moved) if moved.processes > 0 => return Ok(moved),
-                Ok(_) => "none of its processes is known to the memory server".to_owned(),
+                Ok(moved) if moved.processes >= count => return Ok(moved),
+                Ok(moved) => format!(
+                    "{} of its {count} parked processes are known to the memory server",
+                    moved.processes
+                ),
                 Err(error @ GpuError::Refused(_)) => return Err(error.to_string()),
                 Err(error) => error.to_string(),
             };
