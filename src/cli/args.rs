@@ -177,6 +177,9 @@ pub struct ServeArgs {
     /// Directory for sockets, logs and keys (mode 0700, removed at the end); by default on the node's own disk.
     #[arg(long, value_name = "DIR", env = "SWAPSERVE_RUN_DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Keep the engines' logs after the run: in a directory of this run's own in DIR (mode 0700).
+    #[arg(long, value_name = "DIR", env = "SWAPSERVE_LOG_DIR")]
+    pub log_dir: Option<PathBuf>,
     /// Do not try each engine's swap at the start: use the first mechanism of its ladder, and fall to the next when it fails.
     #[arg(long)]
     pub no_trial: bool,

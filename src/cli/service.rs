@@ -40,6 +40,7 @@ pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error
     let options = Options {
         endpoint_file: args.endpoint_file.clone(),
         run_dir: args.run_dir.clone(),
+        log_dir: args.log_dir.clone(),
         trial: !args.no_trial,
         journal: args.journal.clone(),
         verify: args.verify,
@@ -117,8 +118,8 @@ impl From<SessionError> for Error {
             SessionError::RunDir(_) => {
                 (Exit::CantCreate, "name a directory of your own with --run-dir or --endpoint-file")
             }
-            SessionError::Journal { .. } => {
-                (Exit::CantCreate, "name a file in a directory that you may write to")
+            SessionError::Journal { .. } | SessionError::Logs { .. } => {
+                (Exit::CantCreate, "name a place that you may write to")
             }
             SessionError::Spawner(_) | SessionError::Threads(_) => {
                 (Exit::Os, "see `ulimit -u` and the job's memory limit")

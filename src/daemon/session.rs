@@ -24,10 +24,11 @@ use crate::{
 };
 use futures_util::future::{FusedFuture as _, FutureExt as _};
 use std::{
-    io,
+    fs, io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -51,6 +52,8 @@ pub struct Options {
     pub endpoint_file: Option<PathBuf>,
     /// Where sockets, logs and keys go; `None`: the node's own disk.
     pub run_dir: Option<PathBuf>,
+    /// Where engines' logs are kept after the run; `None`: they go with the run directory.
+    pub log_dir: Option<PathBuf>,
     /// Whether each engine's mechanisms are tried at its start.
     pub trial: bool,
     /// Where events and effects are noted.
@@ -126,6 +129,15 @@ pub enum SessionError {
     #[error("cannot make the journal {}", path.display())]
     Journal {
         /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The engines' logs cannot be kept where they are to be.
+    #[error("cannot make the directory {} for the engines' logs", path.display())]
+    Logs {
+        /// The directory.
         path: PathBuf,
         /// Why.
         #[source]
@@ -207,6 +219,7 @@ impl Session {
         } else {
             None
         };
+        let log_dir = log_dir(options.log_dir.as_deref(), &run_dir)?;
         let (listeners, facts) = listen(&plan, &job, &run_dir).await?;
         let mut journal = match &options.journal {
             Some(path) => Some(
@@ -217,7 +230,7 @@ impl Session {
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
         let Wiring { gpus, prepared, starts } =
-            wiring::wire(&plan, &job, &spawner, &found, &run_dir, &parking, options.trial)?;
+            wiring::wire(&plan, &job, &spawner, &found, (&run_dir, log_dir), &parking, options.trial)?;
         let mut models = specs::specs(&plan, &gpus, &starts, &capacity);
         if !options.trial {
             // Nobody is taken out at its start.
@@ -430,6 +443,16 @@ pub struct EndReport {
     pub swept: usize,
     /// Files that could not be removed, each with the reason.
     pub left: Vec<String>,
+}
+
+/// Where engines' logs go: into the run directory, or a directory of the run's own where the user keeps them.
+fn log_dir(wanted: Option<&Path>, run_dir: &RunDir) -> Result<PathBuf, SessionError> {
+    let Some(wanted) = wanted else { return Ok(run_dir.logs()) };
+    let path = wanted.join(run_dir.path().file_name().unwrap_or_default());
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(SessionError::Logs { path, source }),
+    }
 }
 
 /// Binds the endpoint's sockets; with the address that it got, the run's facts are known.

@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    path::PathBuf,
     sync::Arc,
 };
 use tokio::sync::{mpsc, watch};
@@ -90,16 +91,17 @@ impl Prepared {
     }
 }
 
-/// Places every engine and prepares its worker.
+/// Places every engine and prepares its worker. `dirs`: the run directory, and where engines' logs go.
 pub fn wire(
     plan: &Plan,
     job: &Job,
     spawner: &Spawner,
     found: &JobGpus,
-    run_dir: &RunDir,
+    dirs: (&RunDir, PathBuf),
     parking: &Result<ParkPlace, String>,
     trial: bool,
 ) -> Result<Wiring, WiringError> {
+    let (run_dir, log_dir) = dirs;
     let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> = gpus
@@ -121,7 +123,7 @@ pub fn wire(
         let env = EngineEnv {
             spawner: spawner.clone(),
             run_dir: run_dir.path().to_owned(),
-            log_dir: run_dir.logs(),
+            log_dir: log_dir.clone(),
             cookie: Cookie { name: COOKIE.to_owned(), value: format!("{}/{}", run_dir.cookie(), model.name) },
             inherited: inherited(),
             gpus: gpus.clone(),

@@ -1,6 +1,6 @@
 //! The verbs that speak to a running service.
 
-use super::service::{Service, config, fake, swapserve};
+use super::service::{Service, config, fake, run, swapserve};
 use serde_json::Value;
 use std::fs;
 
@@ -81,4 +81,15 @@ fn the_journal_notes_every_event_and_effect() {
     assert_eq!(count("effect", "dispatch"), 2);
     assert_eq!(count("event", "released"), 2);
     assert!(count("effect", "swap_in") >= 1);
+}
+
+#[test]
+fn logs_are_kept_where_the_user_wants_them() {
+    let (dir, file) = config(&fake("kept", "", ""));
+    let logs = dir.path().join("logs");
+    let ran = run(&file, &["--log-dir", logs.to_str().unwrap()], &["true"]);
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let runs: Vec<_> = fs::read_dir(&logs).unwrap().flatten().collect();
+    assert_eq!(runs.len(), 1, "one directory a run");
+    assert!(runs[0].path().join("kept.log").is_file());
 }

@@ -1,6 +1,6 @@
 # also: linuxproc
 # Two jobs at once on one node with two GPUs of the software driver: each sees only its own, and swaps two engines on it.
-cargo build --quiet --manifest-path "$SWAPSERVE_ROOT/Cargo.toml" -p software-cuda -p software-nvml -p gpu-engine
+cargo build --quiet --manifest-path "$SWAPSERVE_ROOT/Cargo.toml" -p software-cuda -p software-nvml -p gpu-engine -p swapserve-preload
 built=$SWAPSERVE_ROOT/target/debug
 mkdir -p "$WORK/gpus/lib"
 ln -s "$built/libsoftware_cuda.so" "$WORK/gpus/lib/libcuda.so.1"
@@ -12,6 +12,8 @@ for gpu in 0 1; do echo "gpu $((256 << 20)) $devices/nvidia$gpu"; done >"$WORK/g
   printf '[memory]\ngpu_headroom = "0MiB"\nhost_headroom = "256MiB"\n[defaults]\nengine = "custom"\ngpus = 1\ngpu_memory = "160MiB"\n'
   for model in alpha beta; do
     echo "[models.$model]"
+    # One by the driver alone, one by what is tried first.
+    if [ "$model" = alpha ]; then echo 'swap = "checkpoint"'; fi
     echo "command = \"$built/gpu-engine --port {{ port }} --model {{ name }} --weights 160MiB\""
   done
 } >"$WORK/models.toml"
@@ -62,7 +64,7 @@ for number in 1 2; do
   finish 120
   expect_state COMPLETED 0:0
   expect_output '^gpus 1$'
-  expect_output "^mechanisms \['checkpoint'\]$"
+  expect_output "^mechanisms \['checkpoint', 'park+checkpoint'\]$"
   expect_output '^swapped True$'
   expect_output '^same True$'
   expect_output '^device CUDA_VISIBLE_DEVICES=GPU-[0-9a-f-]+$'
