@@ -17,6 +17,7 @@
 //! | --- | --- |
 //! | `core` | the step: event → scheduler → effects → where they go |
 //! | `gate` | the router's [`crate::router::gate::Gate`] over the core |
+//! | `ground` | what a run stands on: the job, its GPUs, a way to start processes |
 //! | `session` | a run from its first moment to its last |
 //! | `gpus` | the job's GPUs, and the gpu server |
 //! | `parking` | which engines can be parked, and what they need for it |
@@ -35,6 +36,7 @@ mod core;
 mod ending;
 mod gate;
 mod gpus;
+mod ground;
 mod hang;
 mod history;
 mod journal;
@@ -53,10 +55,11 @@ mod worker;
 pub use core::{Core, Grant};
 pub use ending::EndPlan;
 pub use gate::DaemonGate;
+pub use ground::Ground;
 pub use history::{History, SwapRow};
 pub use journal::Journal;
 pub use report::{EngineView, Order, Report, Stage};
-pub use session::{EndReport, Ground, Options, Session, SessionError};
+pub use session::{EndReport, Options, Session, SessionError};
 pub use status::{ModelRow, RunFacts, RunStatus};
 pub use timeline::{StartPhase, Timeline};
 pub use wiring::WiringError;

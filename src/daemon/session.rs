@@ -5,7 +5,8 @@
 
 use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
-    gpus::{GpusError, JobGpus},
+    gpus::GpusError,
+    ground::Ground,
     parking::ParkPlace,
     pressure,
     specs::{self, Resources, TooLittleHost},
@@ -19,7 +20,6 @@ use crate::{
     process::{self, ProcFs, SpawnError, Spawner, Tree},
     router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler, Setup},
-    topology::Allowed,
     units::Bytes,
 };
 use futures_util::future::{FusedFuture as _, FutureExt as _};
@@ -60,45 +60,6 @@ pub struct Options {
     pub journal: Option<PathBuf>,
     /// Whether what was parked is compared with what comes back.
     pub verify: bool,
-}
-
-/// What a run stands on: found before its config is checked, because the config is checked against it.
-pub struct Ground {
-    /// The job.
-    pub job: Job,
-    /// Starts processes.
-    pub spawner: Spawner,
-    /// The job's GPUs.
-    pub gpus: JobGpus,
-    /// Open for as long as the janitor has nothing to do.
-    janitor: Option<OwnedFd>,
-}
-
-impl Ground {
-    /// Finds out what there is. From here on this process inherits every orphan below it.
-    ///
-    /// # Errors
-    /// [`SessionError`].
-    pub async fn find() -> Result<Self, SessionError> {
-        if let Err(error) = process::raise_open_files() {
-            tracing::warn!(%error, "fewer streams can be open at once: the limit on open files stays where it is");
-        }
-        if let Err(error) = process::dump_no_core() {
-            tracing::warn!(%error, "a core dump of this process would hold the run's key");
-        }
-        let job = Job::discover().await.map_err(SessionError::Job)?;
-        // Before orphans come to this process: the janitor must not.
-        let janitor = if job.loses_processes() { start_janitor() } else { None };
-        process::adopt_orphans().map_err(SessionError::Threads)?;
-        let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
-        let gpus = JobGpus::find(&job, &spawner).await?;
-        Ok(Ground { job, spawner, gpus, janitor })
-    }
-
-    /// What of the machine the job may use.
-    pub fn allowed(&self) -> Allowed {
-        wiring::allowed(&self.job)
-    }
 }
 
 /// What can keep a run from beginning.
@@ -413,14 +374,6 @@ impl Drop for EngineThreads {
             runtime.shutdown_background();
         }
     }
-}
-
-fn start_janitor() -> Option<OwnedFd> {
-    process::start_janitor()
-        .map_err(|error| {
-            tracing::warn!(%error, "nobody tidies up should Slurm kill the whole step at once, but its epilog or the next run");
-        })
-        .ok()
 }
 
 /// Ends whatever still runs below this process: as a subreaper it has inherited every orphan of the run.
