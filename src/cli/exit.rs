@@ -47,7 +47,7 @@ impl Exit {
         (Exit::Os, "system error: the operating system refused (no process, no memory, no permission)"),
         (
             Exit::CantCreate,
-            "cannot create: the run directory, a file in it, or the endpoint's port or socket",
+            "cannot create: the run directory, a file in it, the directory of `--log-dir`, or the endpoint's port or socket",
         ),
         (Exit::TryAgain, "try again: too little time or memory is left now; the same command may work later"),
         (Exit::Config, "config: models.toml has mistakes; each is listed with its line and remedy"),
