@@ -64,7 +64,7 @@ for number in 1 2; do
   finish 120
   expect_state COMPLETED 0:0
   expect_output '^gpus 1$'
-  expect_output "^mechanisms \['checkpoint', 'park+checkpoint'\]$"
+  expect_output "^mechanisms \['checkpoint', 'park\+checkpoint'\]$"
   expect_output '^swapped True$'
   expect_output '^same True$'
   expect_output '^device CUDA_VISIBLE_DEVICES=GPU-[0-9a-f-]+$'
