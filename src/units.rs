@@ -282,6 +282,11 @@ impl MechanismKind {
         matches!(self, Self::ParkCheckpoint | Self::SleepCheckpoint | Self::Checkpoint | Self::Freeze)
     }
 
+    /// Whether the engine's memory goes to the pinned pool.
+    pub fn parks(self) -> bool {
+        matches!(self, Self::Park | Self::ParkCheckpoint)
+    }
+
     /// Whether requests in flight survive a swap out and in again: their streams pause and go on.
     pub fn keeps_streams(self) -> bool {
         matches!(self, Self::Park | Self::ParkCheckpoint | Self::Checkpoint | Self::Freeze)

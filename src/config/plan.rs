@@ -149,6 +149,13 @@ impl ModelPlan {
     }
 }
 
+impl ModelPlan {
+    /// Whether its engine may be parked: it runs on GPUs, and its ladder names `park`.
+    pub fn may_be_parked(&self) -> bool {
+        self.gpus > 0 && self.swap.iter().any(|kind| kind.parks())
+    }
+}
+
 /// The request that proves an engine ready and, repeated, unchanged by a swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

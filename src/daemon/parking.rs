@@ -8,7 +8,7 @@ use crate::{
     config::{ModelPlan, Plan},
     gpu::park::{library, setup::ParkSetup},
     swap::Parking,
-    units::{Bytes, MechanismKind},
+    units::Bytes,
 };
 use std::{ffi::OsString, path::PathBuf};
 
@@ -48,9 +48,7 @@ impl ParkPlace {
 
     /// What a model's engine needs in its environment on top of the rest; nothing for one that is not to be parked.
     pub fn environment(&self, model: &ModelPlan) -> Vec<(OsString, OsString)> {
-        let parks =
-            |kind: &MechanismKind| matches!(kind, MechanismKind::Park | MechanismKind::ParkCheckpoint);
-        if model.gpus == 0 || !model.swap.iter().any(parks) {
+        if !model.may_be_parked() {
             return Vec::new();
         }
         let own = model.env.get("LD_PRELOAD").map(OsString::from);

@@ -43,8 +43,7 @@ fn host(plan: &Plan, has: &Resources) -> Bytes {
 /// a quarter of the host's memory for engines to what is not parked (the engines' own, what the driver keeps). Nothing
 /// where no engine may be parked.
 pub fn pool(plan: &Plan, has: &Resources) -> Bytes {
-    let parks = |kind: &MechanismKind| matches!(kind, MechanismKind::Park | MechanismKind::ParkCheckpoint);
-    let parked = plan.models.iter().filter(|model| model.gpus > 0 && model.swap.iter().any(parks));
+    let parked = plan.models.iter().filter(|model| model.may_be_parked());
     let largest = has.gpu_free.iter().max().copied().unwrap_or_default();
     let each = parked.map(|model| Bytes(model.gpu_memory.unwrap_or(largest).0 * u64::from(model.gpus)));
     let need: Bytes = each.sum();
