@@ -59,9 +59,10 @@ jobs=()
 for number in 1 2; do
   jobs+=("$(sbatch --parsable "${SMALL[@]}" --nodelist=n1 --gres=gpu:1 --output="$WORK/job$number.log" "$WORK/job.sh")")
 done
+# Both are over before either is looked after: the sockets of a node tell nothing of whose job they are.
+for JOB in "${jobs[@]}"; do finish 120; done
 for number in 1 2; do
   JOB=${jobs[number - 1]} LOG=$WORK/job$number.log
-  finish 120
   expect_state COMPLETED 0:0
   expect_output '^gpus 1$'
   expect_output "^mechanisms \['checkpoint', 'park\+checkpoint'\]$"
