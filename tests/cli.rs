@@ -148,3 +148,23 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let script = format!("{} schema | head -n 1; echo ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_swapserve"));
     Command::new("bash").args(["-c", &script]).assert().success().stdout("{\n0\n").stderr("");
 }
+
+#[test]
+fn several_tasks_on_a_node_are_refused_before_anything_starts() {
+    let (dir, _) = config(GOOD);
+    let step =
+        [("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "0"), ("SLURM_NODEID", "1"), ("SLURM_STEP_NUM_NODES", "2")];
+    for (tasks, code, message) in [
+        ("2(x2)", 64, "this step has 2 tasks on this node"),
+        ("1,4", 64, "this step has 4 tasks on this node"),
+        ("many", 71, "SLURM_STEP_TASKS_PER_NODE=\"many\""),
+    ] {
+        let mut run = swapserve(&["run", "--", "true"]);
+        run.current_dir(dir.path())
+            .envs(step)
+            .env("SLURM_STEP_TASKS_PER_NODE", tasks)
+            .env("HOME", dir.path());
+        run.assert().code(code).stderr(contains(message));
+        assert!(!dir.path().join(".swapserve").exists());
+    }
+}

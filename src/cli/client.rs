@@ -1,7 +1,7 @@
 //! How a verb talks to the running service: the endpoint file says where it is, its key opens it.
 
 use super::{Error, Exit, args::EndpointArgs};
-use crate::job::{self, Endpoint};
+use crate::job::{self, Endpoint, Env};
 use reqwest::{Method, blocking};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
@@ -20,7 +20,9 @@ pub struct Client {
 impl Client {
     /// Finds the service: the named endpoint file, this job's, or the only one that lives.
     pub fn find(args: &EndpointArgs) -> Result<Self, Error> {
-        let endpoint = job::endpoint::find(args.endpoint_file.as_deref(), std::env::var("SLURM_JOB_ID").ok().as_deref()).map_err(|error| {
+        let env = Env::of_process();
+        let (job, node) = (env.get("SLURM_JOB_ID"), env.get("SLURMD_NODENAME"));
+        let endpoint = job::endpoint::find(args.endpoint_file.as_deref(), job, node).map_err(|error| {
             Error::new(Exit::Unavailable, "cannot find a running swapserve")
                 .because(error)
                 .remedy("start one with `swapserve serve` or `run`; name its file with --endpoint-file if it is another job's")

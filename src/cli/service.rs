@@ -8,7 +8,7 @@ use super::{
 use crate::{
     config::{self, Context},
     daemon::{Ground, ModelRow, Options, Session, SessionError},
-    job::{JobSignal, JobSignals},
+    job::{Env, JobSignal, JobSignals, Tasks},
     scheduler::State,
 };
 use std::future::Future;
@@ -24,6 +24,7 @@ pub fn on_data_path<T>(verb: impl Future<Output = Result<T, Error>>) -> Result<T
 /// Checks everything, then begins to serve.
 pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error> {
     crate::observe::logging::init(globals.verbose, args.log_format);
+    alone_on_this_node()?;
     let ground = Ground::find().await?;
     let context = Context {
         limits: Some(ground.gpus.limits(&ground.job)),
@@ -46,6 +47,21 @@ pub async fn begin(args: &ServeArgs, globals: &Globals) -> Result<Session, Error
         verify: args.verify,
     };
     Ok(Session::start(plan, &options, ground).await?)
+}
+
+/// Several tasks of one step on one node would each start every engine.
+fn alone_on_this_node() -> Result<(), Error> {
+    let tasks = Tasks::read(&Env::of_process()).map_err(|error| Error::from(SessionError::Job(error)))?;
+    if tasks.here == 1 {
+        return Ok(());
+    }
+    let message =
+        format!("this step has {} tasks on this node, and each would start all the engines", tasks.here);
+    Err(Error::new(Exit::Usage, message)
+        .because("swapserve is one process a node; it starts and binds the engines itself")
+        .remedy(
+            "srun --ntasks-per-node=1, with --cpus-per-task for all the cores that the engines are to have",
+        ))
 }
 
 /// Shows the start of the engines until each is in service or given up; the ones that were given up.

@@ -234,7 +234,9 @@ impl Session {
             let _ = router_ends.wait_for(|ends| *ends).await;
         }));
         let endpoint = endpoint(&facts, key.as_deref(), &plan);
-        let endpoint = endpoint.publish(options.endpoint_file.as_deref()).map_err(SessionError::RunDir)?;
+        let endpoint = endpoint
+            .publish(options.endpoint_file.as_deref(), job.one_of_several())
+            .map_err(SessionError::RunDir)?;
         core.post(Event::Boot);
         Ok(Session {
             endpoint_file: endpoint.path().to_owned(),

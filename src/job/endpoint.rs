@@ -1,7 +1,7 @@
 //! The endpoint file: how another shell, on this node or on the login node, finds the run and its key.
 //!
 //! It lies in the user's home (`~/.swapserve/jobs/`), which clusters share between nodes, unless `--endpoint-file` names
-//! another place. It holds the key, so its mode is 0600 from its first byte; it is written whole or not at all, believed
+//! another place: as `JOB.json`, or `JOB-NODE.json` where a step has a run on each of several nodes. It holds the key, so its mode is 0600 from its first byte; it is written whole or not at all, believed
 //! only when it is this user's, and removed with the run.
 
 use super::rundir::{RunDirError, write_private};
@@ -37,6 +37,7 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub struct Published {
     path: PathBuf,
+    endpoint: Endpoint,
 }
 
 /// No run was found, or too many.
@@ -87,11 +88,13 @@ impl Endpoint {
         start_time(self.pid).is_some_and(|started| started == self.started)
     }
 
-    /// Publishes it: at `wanted`, or in the user's home under the job's id (outside Slurm, the process's).
+    /// Publishes it: at `wanted`, or in the user's home under the job's id (outside Slurm, the process's), and its name `among`
+    /// the runs that the step has on other nodes. Another run of this job that lives on this node
+    /// keeps the job's name.
     ///
     /// # Errors
     /// When the file or its directory cannot be written.
-    pub fn publish(&self, wanted: Option<&Path>) -> Result<Published, RunDirError> {
+    pub fn publish(&self, wanted: Option<&Path>, among: Option<&str>) -> Result<Published, RunDirError> {
         let path = match wanted {
             Some(path) => path.to_owned(),
             None => {
@@ -101,15 +104,31 @@ impl Endpoint {
                     .mode(0o700)
                     .create(&dir)
                     .map_err(|source| io_error(&dir, source))?;
-                dir.join(format!(
-                    "{}.json",
-                    self.job.clone().unwrap_or_else(|| format!("{}-{}", self.node, self.pid))
-                ))
+                let by_process = format!("{}-{}", self.node, self.pid);
+                let Some(job) = &self.job else { return self.write(dir.join(format!("{by_process}.json"))) };
+                let name = among.map_or_else(|| job.clone(), |node| format!("{job}-{node}"));
+                let path = dir.join(format!("{name}.json"));
+                // Of one on another node nobody here knows whether it lives: that of a job that was requeued makes way.
+                let lives = |other: Endpoint| other.node == self.node && other.is_alive();
+                if read(&path).is_ok_and(|other| other.process() != self.process() && lives(other)) {
+                    dir.join(format!("{job}-{by_process}.json"))
+                } else {
+                    path
+                }
             }
         };
+        self.write(path)
+    }
+
+    fn write(&self, path: PathBuf) -> Result<Published, RunDirError> {
         let text = serde_json::to_vec_pretty(self).expect("an endpoint serialises");
         write_private(&path, &text).map_err(|source| io_error(&path, source))?;
-        Ok(Published { path })
+        Ok(Published { path, endpoint: self.clone() })
+    }
+
+    /// Which process it is of.
+    fn process(&self) -> (&str, u32, u64) {
+        (&self.node, self.pid, self.started)
     }
 }
 
@@ -119,11 +138,14 @@ impl Published {
         &self.path
     }
 
-    /// Removes it.
+    /// Removes it, unless another run has taken its place.
     ///
     /// # Errors
     /// When it cannot be removed; a file that is gone already is none.
     pub fn remove(&self) -> io::Result<()> {
+        if read(&self.path).is_ok_and(|found| found.process() != self.endpoint.process()) {
+            return Ok(());
+        }
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -138,18 +160,23 @@ impl Drop for Published {
     }
 }
 
-/// Finds a run: the named file, this job's, or the only one that lives. Files of runs that are gone are passed over.
+/// Finds a run: the named file, this job's (on `node`, where it has one on each of several), or the only one that lives. Files
+/// of runs that are gone are passed over.
 ///
 /// # Errors
 /// See [`FindError`].
-pub fn find(named: Option<&Path>, job: Option<&str>) -> Result<Endpoint, FindError> {
-    if let Some(path) = named {
-        return read(path);
+pub fn find(named: Option<&Path>, job: Option<&str>, node: Option<&str>) -> Result<Endpoint, FindError> {
+    match named {
+        Some(path) => read(path),
+        None => find_in(home_dir(), job, node),
     }
-    let dir = home_dir();
+}
+
+fn find_in(dir: PathBuf, job: Option<&str>, node: Option<&str>) -> Result<Endpoint, FindError> {
     if let Some(job) = job {
-        let path = dir.join(format!("{job}.json"));
-        if path.exists() {
+        let here = node.map(|node| format!("{job}-{node}.json"));
+        let names = here.into_iter().chain([format!("{job}.json")]);
+        if let Some(path) = names.map(|name| dir.join(name)).find(|path| path.exists()) {
             return read(&path);
         }
     }
@@ -159,6 +186,10 @@ pub fn find(named: Option<&Path>, job: Option<&str>) -> Result<Endpoint, FindErr
         .filter_map(|path| Some((path.clone(), read(&path).ok()?)))
         .filter(|(_, found)| found.is_alive())
         .collect();
+    // Of this job there may be one on another node.
+    if alive.iter().any(|(_, found)| found.job.as_deref() == job) {
+        alive.retain(|(_, found)| found.job.as_deref() == job);
+    }
     match alive.len() {
         0 => Err(FindError::None { dir }),
         1 => Ok(alive.remove(0).1),
@@ -200,6 +231,10 @@ pub fn start_time(pid: u32) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn written(dir: &Path, name: &str, endpoint: &Endpoint) {
+        fs::write(dir.join(name), serde_json::to_vec(endpoint).unwrap()).unwrap();
+    }
+
     fn endpoint() -> Endpoint {
         let pid = std::process::id();
         Endpoint {
@@ -218,11 +253,38 @@ mod tests {
     fn published_found_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("endpoint.json");
-        let published = endpoint().publish(Some(&path)).unwrap();
+        let published = endpoint().publish(Some(&path), None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(find(Some(&path), None).unwrap(), endpoint());
+        assert_eq!(find(Some(&path), None, None).unwrap(), endpoint());
         published.remove().unwrap();
-        assert!(matches!(find(Some(&path), None), Err(FindError::Unreadable { .. })));
+        assert!(matches!(find(Some(&path), None, None), Err(FindError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn what_another_run_has_published_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("7.json");
+        let published = endpoint().publish(Some(&path), None).unwrap();
+        written(dir.path(), "7.json", &Endpoint { started: 1, ..endpoint() });
+        published.remove().unwrap();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn of_the_runs_of_a_job_that_of_this_node_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let run =
+            |port: u16| Endpoint { url: format!("http://n:{port}/v1"), job: Some("7".into()), ..endpoint() };
+        let find = |job, node| find_in(dir.path().to_owned(), job, node);
+        written(dir.path(), "7-n2.json", &run(2));
+        // The only one of the job, though on another node; and the only one at all.
+        assert_eq!(find(Some("7"), Some("n1")).unwrap(), run(2));
+        assert_eq!(find(None, None).unwrap(), run(2));
+        written(dir.path(), "7-n1.json", &run(1));
+        assert_eq!(find(Some("7"), Some("n1")).unwrap(), run(1));
+        assert!(matches!(find(Some("7"), None), Err(FindError::Several { files }) if files.len() == 2));
+        written(dir.path(), "9.json", &Endpoint { job: Some("9".into()), ..run(9) });
+        assert!(matches!(find(Some("7"), Some("n3")), Err(FindError::Several { files }) if files.len() == 2));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | file | role |
 //! | --- | --- |
 //! | `slurm` | the environment of a batch script or step, read once |
+//! | `tasks` | how many tasks the step has here, and on how many nodes |
 //! | `gpus` | what CUDA gets and what the host calls it; never mixed |
 //! | `memory` | the cgroup's hierarchical limit |
 //! | `site` | `scontrol` and `squeue`: end time, KillWait, process tracker |
@@ -23,6 +24,7 @@ pub mod rundir;
 pub mod signals;
 pub mod site;
 pub mod slurm;
+pub mod tasks;
 
 pub use doctor::doctor;
 pub use endpoint::{Endpoint, FindError, Published};
@@ -30,6 +32,7 @@ pub use gpus::Gpus;
 pub use rundir::{RunDir, RunDirError};
 pub use signals::{JobSignal, JobSignals};
 pub use slurm::{Env, Slurm};
+pub use tasks::Tasks;
 
 use crate::units::Bytes;
 use std::time::Duration;
@@ -100,6 +103,11 @@ impl Job {
     /// Whether Slurm may lose sight of processes of this job, so that it kills some and not others.
     pub fn loses_processes(&self) -> bool {
         self.slurm.is_some() && self.tracker.as_deref() != Some("proctrack/cgroup")
+    }
+
+    /// The name of this run among those that its step has on other nodes; `None` where there are none.
+    pub fn one_of_several(&self) -> Option<&str> {
+        self.slurm.as_ref().filter(|slurm| slurm.tasks.nodes > 1).map(|_| self.node.as_str())
     }
 
     /// The job's id as text; `None` outside Slurm.

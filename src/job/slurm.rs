@@ -1,6 +1,6 @@
 //! The environment that Slurm gives a batch script or a step, read once.
 
-use super::JobError;
+use super::{JobError, Tasks};
 use crate::units::Bytes;
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ impl Env {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty() && *value != "(null)")
     }
 
-    fn number<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, JobError> {
+    pub(super) fn number<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, JobError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let wrong = |_| JobError::Variable { name, value: value.to_owned(), wanted: "a number" };
         value.parse().map(Some).map_err(wrong)
@@ -50,8 +50,8 @@ pub struct Slurm {
     pub restarts: u32,
     /// `SLURMD_NODENAME`.
     pub node: Option<String>,
-    /// `SLURM_JOB_NUM_NODES`.
-    pub nodes: u32,
+    /// The tasks of the step that this process is one of.
+    pub tasks: Tasks,
     /// `SLURM_MEM_PER_NODE`, or `SLURM_MEM_PER_CPU` times the cores (both in MiB); only set when it was asked for.
     pub memory: Option<Bytes>,
     /// `SLURM_JOB_END_TIME` (Slurm 23.02 and newer). The limit can be changed while the job runs: see
@@ -74,7 +74,7 @@ impl Slurm {
             step: env.number("SLURM_STEP_ID")?,
             restarts: env.number("SLURM_RESTART_COUNT")?.unwrap_or(0),
             node: env.get("SLURMD_NODENAME").map(str::to_owned),
-            nodes: env.number("SLURM_JOB_NUM_NODES")?.unwrap_or(1),
+            tasks: Tasks::read(env)?,
             memory: per_node
                 .or(per_core.map(|(mib, cores)| mib.saturating_mul(cores)))
                 .filter(|mib| *mib > 0)
@@ -96,6 +96,9 @@ mod tests {
             ("SLURM_STEP_ID", "0"),
             ("SLURMD_NODENAME", "n1"),
             ("SLURM_JOB_NUM_NODES", "2"),
+            ("SLURM_STEP_NUM_NODES", "2"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2)"),
+            ("SLURM_NODEID", "1"),
             ("SLURM_MEM_PER_NODE", "1000"),
             ("SLURM_CPUS_ON_NODE", "2"),
             ("SLURM_NODE_ALIASES", "(null)"),
@@ -107,7 +110,8 @@ mod tests {
     #[test]
     fn a_step() {
         let slurm = Slurm::read(&step()).unwrap().unwrap();
-        assert_eq!((slurm.job, slurm.step, slurm.restarts, slurm.nodes), (2, Some(0), 0, 2));
+        assert_eq!((slurm.job, slurm.step, slurm.restarts), (2, Some(0), 0));
+        assert_eq!(slurm.tasks, Tasks { nodes: 2, here: 1 });
         assert_eq!(slurm.node.as_deref(), Some("n1"));
         assert_eq!(slurm.memory, Some(Bytes::mib(1000)));
         assert_eq!(slurm.end, None);
