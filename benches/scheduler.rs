@@ -48,7 +48,7 @@ impl Bench {
             end_margin: Duration::ZERO,
         };
         let mut bench = Bench {
-            scheduler: Scheduler::new(Setup { models, capacity, bounds }),
+            scheduler: Scheduler::new(Setup { models, capacity, ceiling: Footprint::default(), bounds }),
             now: Moment::ZERO,
             effects: Vec::new(),
             moves: Vec::new(),

@@ -63,6 +63,7 @@ fn setup() -> Setup {
     Setup {
         models: (0..4).map(model).collect(),
         capacity: Footprint::on_gpus(&[0], Bytes::gib(80)).with_host(Bytes::gib(500)),
+        ceiling: Footprint::default(),
         bounds: Bounds {
             queue_limit: 1_000,
             max_wait: Duration::from_secs(600),

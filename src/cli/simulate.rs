@@ -71,6 +71,7 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     let totals = vec![Bytes(args.gpu_memory.as_u64()); args.gpus.map_or(most, usize::from)];
     let mut resources = Resources {
         gpu_free: totals.clone(),
+        gpu_foreign: Vec::new(),
         host: Some(Bytes(args.host_memory.as_u64())),
         cores: args.cores.into(),
         pool: Bytes(0),
@@ -79,7 +80,7 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     let capacity = specs::capacity(plan, &resources);
     let gpus = specs::assign_gpus(plan, &totals);
     let models = specs::specs(plan, &gpus, &starts(plan), &capacity);
-    Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) }
+    Setup { models, ceiling: capacity.clone(), capacity, bounds: Bounds::from(&plan.scheduler) }
 }
 
 /// Weights as they lie here, or most of what a GPU engine takes.

@@ -24,6 +24,8 @@ pub struct JobGpus {
     pub totals: Vec<Bytes>,
     /// What of it is free.
     pub free: Vec<Bytes>,
+    /// What of it other processes hold that are not this run's.
+    pub foreign: Vec<Bytes>,
     /// Where it is plugged in, for its place among cores and memory.
     pub pci: Vec<Option<PciId>>,
     /// Its name for CUDA: one that holds in every process, where a number is relative to what each was given.
@@ -67,6 +69,13 @@ impl JobGpus {
             found.visible.push(gpu.uuid.clone());
         }
         found.capabilities = capabilities;
+        found.foreign = vec![Bytes(0); gpus.len()];
+        // The gpu server has no context yet: nothing of what NVML sees is ours.
+        for process in client.process_memory().await.unwrap_or_default() {
+            if let (Some(held), Some(bytes)) = (found.foreign.get_mut(process.gpu as usize), process.bytes) {
+                *held = *held + Bytes(bytes);
+            }
+        }
         (found.client, found.parking) = match gpus.is_empty() {
             true => (None, None),
             false => (Some(client), Some(parking)),

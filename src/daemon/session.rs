@@ -151,6 +151,7 @@ impl Session {
         let Ground { job, spawner, gpus: mut found, janitor } = ground;
         let mut resources = Resources {
             gpu_free: found.free.clone(),
+            gpu_foreign: found.foreign.clone(),
             host: job.memory,
             cores: job.cores.len(),
             pool: Bytes(0),
@@ -197,7 +198,9 @@ impl Session {
             // Nobody is taken out at its start.
             models.iter_mut().for_each(|model| model.starting.pool = Bytes(0));
         }
-        let setup = Setup { models, capacity, bounds: Bounds::from(&plan.scheduler) };
+        let ceiling = specs::ceiling(&plan, &resources);
+        specs::tell_who_waits(&models, &capacity, &ceiling);
+        let setup = Setup { models, capacity, ceiling, bounds: Bounds::from(&plan.scheduler) };
         if let Some(journal) = &mut journal {
             journal.setup(&setup);
         }

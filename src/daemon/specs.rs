@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub struct Resources {
     /// Bytes free on each of the job's GPUs.
     pub gpu_free: Vec<Bytes>,
+    /// Bytes of each that processes hold which are not this run's.
+    pub gpu_foreign: Vec<Bytes>,
     /// The job's memory limit.
     pub host: Option<Bytes>,
     /// Cores the job may use.
@@ -30,6 +32,25 @@ pub fn capacity(plan: &Plan, has: &Resources) -> Footprint {
     });
     let host = host(plan, has).saturating_sub(has.pool);
     Footprint { gpu: gpu.collect(), host, pool: has.pool, slots: slots(plan, has.cores) }
+}
+
+/// The capacity there would be if the other processes on the job's GPUs were gone.
+pub fn ceiling(plan: &Plan, has: &Resources) -> Footprint {
+    let alone = has.gpu_free.iter().zip(&has.gpu_foreign).map(|(free, foreign)| *free + *foreign);
+    capacity(plan, &Resources { gpu_free: alone.collect(), ..has.clone() })
+}
+
+/// Says of each model that does not fit beside other processes on its GPUs, but would without them, that it waits.
+pub fn tell_who_waits(models: &[ModelSpec], capacity: &Footprint, ceiling: &Footprint) {
+    for model in models {
+        let lacks = model.starting.minus(capacity);
+        if !lacks.is_zero() && model.starting.within(ceiling) {
+            tracing::warn!(
+                model = %model.name, needs = %model.starting, %lacks,
+                "other processes on the job's GPUs hold what it needs: it is started once that is free"
+            );
+        }
+    }
 }
 
 /// Host memory for engines, the pool's included.

@@ -28,8 +28,8 @@ pub struct LedgerView {
 }
 
 impl Ledger {
-    pub(super) fn new(capacity: Footprint) -> Self {
-        Ledger { largest: capacity.clone(), capacity, used: Footprint::default(), excused: false }
+    pub(super) fn new(capacity: Footprint, ceiling: &Footprint) -> Self {
+        Ledger { largest: capacity.max(ceiling), capacity, used: Footprint::default(), excused: false }
     }
 
     /// Whether `extra` can be taken now; resources that it takes nothing of do not matter.
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_reservation_never_goes_over() {
-        let mut ledger = Ledger::new(gpu(80));
+        let mut ledger = Ledger::new(gpu(80), &Footprint::default());
         let (mut a, mut b) = (Footprint::default(), Footprint::default());
         assert!(ledger.reserve(&mut a, gpu(50)));
         assert!(!ledger.reserve(&mut b, gpu(31)));
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_measure_may_go_over_and_then_nothing_more_begins_there() {
-        let mut ledger = Ledger::new(gpu(80).with_host(Bytes::gib(10)));
+        let mut ledger = Ledger::new(gpu(80).with_host(Bytes::gib(10)), &Footprint::default());
         let (mut a, mut b) = (Footprint::default(), Footprint::default());
         assert!(ledger.reserve(&mut a, gpu(50)));
         ledger.correct(&mut a, gpu(81));
@@ -136,5 +136,14 @@ mod tests {
         assert!(ledger.reserve(&mut b, Footprint::default().with_host(Bytes::gib(1))), "another resource");
         ledger.correct(&mut a, gpu(80));
         assert!(ledger.over().is_zero());
+    }
+
+    #[test]
+    fn what_a_stranger_holds_is_waited_for_and_no_more() {
+        let ledger = Ledger::new(gpu(50), &gpu(80));
+        assert!(!ledger.has_room(&gpu(60)));
+        assert!(ledger.never(&gpu(60)).is_zero());
+        assert_eq!(ledger.never(&gpu(81)), gpu(1));
+        assert!(Ledger::new(gpu(50), &Footprint::default()).never(&gpu(50)).is_zero());
     }
 }

@@ -110,7 +110,7 @@ impl Scheduler {
     pub fn new(setup: Setup) -> Self {
         Scheduler {
             models: setup.models.into_iter().map(Model::new).collect(),
-            ledger: Ledger::new(setup.capacity),
+            ledger: Ledger::new(setup.capacity, &setup.ceiling),
             requests: Requests::default(),
             bounds: setup.bounds,
             ends: None,

@@ -15,6 +15,9 @@ pub struct Setup {
     pub models: Vec<ModelSpec>,
     /// What the job has.
     pub capacity: Footprint,
+    /// What the job would have if nobody else used its GPUs: what fits this is waited for. Counts where it is more.
+    #[serde(default)]
+    pub ceiling: Footprint,
     /// The bounds.
     pub bounds: Bounds,
 }

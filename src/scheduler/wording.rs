@@ -49,7 +49,7 @@ impl Scheduler {
                 format!(
                     "it lacks {lack}; {}",
                     if holders.is_empty() {
-                        "it is not the job's to give".to_owned()
+                        "no engine holds that: another process has it, and it is waited for".to_owned()
                     } else {
                         holders.join("; ")
                     }

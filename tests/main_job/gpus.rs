@@ -67,6 +67,22 @@ fn the_ledger_follows_a_strangers_memory() {
 }
 
 #[test]
+fn a_model_that_a_stranger_keeps_out_from_the_start_waits_and_says_so() {
+    let Some(bench) = Bench::software(1) else { return };
+    let stranger = bench.engine(&["--port", "0", "--weights", &(700 * MIB).to_string()]);
+    let service = Service::launch_in(&model("ours", 500), &[], &bench.environment());
+    let explained = || String::from_utf8(service.verb(&["explain", "ours"]).stdout).unwrap();
+    eventually("it says whom it waits for", || explained().contains("another process has it"));
+    let warning = "other processes on the job's GPUs hold what it needs";
+    assert!(service.log().contains(warning), "{}", service.log());
+    assert_eq!(service.model("ours")["state"], "cold");
+    let waiting = service.chat("ours", serde_json::json!({ "max_tokens": 4 }));
+    let waiting = std::thread::spawn(move || waiting.send().unwrap().status().as_u16());
+    drop(stranger);
+    assert_eq!(waiting.join().unwrap(), 200, "{}", service.log());
+}
+
+#[test]
 fn the_second_engines_weights_are_read_while_the_first_starts() {
     let Some(bench) = Bench::software(1) else { return };
     let files = tempfile::tempdir().unwrap();

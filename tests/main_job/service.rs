@@ -84,7 +84,8 @@ impl Service {
         Self::up(Self::launch_in(text, options, environment))
     }
 
-    fn launch_in(text: &str, options: &[&str], environment: &[(String, String)]) -> Self {
+    /// The same, not waiting.
+    pub fn launch_in(text: &str, options: &[&str], environment: &[(String, String)]) -> Self {
         let (dir, file) = config(text);
         let endpoint = dir.path().join("endpoint.json");
         let log = fs::File::create(dir.path().join("log")).unwrap();

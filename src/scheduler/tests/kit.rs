@@ -104,7 +104,7 @@ pub(super) fn capacity(gpus: usize) -> Footprint {
 }
 
 pub(super) fn setup(models: Vec<ModelSpec>, gpus: usize) -> Setup {
-    Setup { models, capacity: capacity(gpus), bounds: bounds() }
+    Setup { models, capacity: capacity(gpus), ceiling: Footprint::default(), bounds: bounds() }
 }
 
 /// A scheduler with a clock and a transcript. Every step is followed by the check of all invariants.
