@@ -14,7 +14,7 @@ use std::io::{self, BufRead};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Said {
-    Setup(Setup),
+    Setup(Box<Setup>),
     Event(Box<Event>),
     Effect(Effect),
 }
@@ -104,7 +104,7 @@ pub fn replay(journal: impl BufRead) -> Result<Replayed, JournalError> {
             Err(source) => return Err(JournalError::Line { line, source }),
         };
         match (said, &mut replay) {
-            (Said::Setup(setup), _) => replay = Some(Replay::new(setup)),
+            (Said::Setup(setup), _) => replay = Some(Replay::new(*setup)),
             (_, None) => return Err(JournalError::NoSetup { line }),
             (Said::Event(event), Some(replay)) => replay.event(line, at, *event)?,
             (Said::Effect(effect), Some(replay)) => replay.effect(line, at, effect)?,
