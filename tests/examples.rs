@@ -16,8 +16,9 @@ fn configs(folder: &str) -> Vec<PathBuf> {
 
 #[test]
 fn every_example_is_understood() {
-    let files: Vec<_> = ["examples", "examples/cpu", "tests/slurm"].iter().flat_map(|f| configs(f)).collect();
-    assert!(files.len() >= 7, "{files:?}");
+    let files: Vec<_> =
+        ["examples", "examples/cpu", "tests/slurm", "benches/park"].iter().flat_map(|f| configs(f)).collect();
+    assert!(files.len() >= 12, "{files:?}");
     for file in files {
         let Err(mistakes) = config::load(&file, &Context::default()) else { continue };
         // The weights and the engines are elsewhere on every site; all else must be right.
