@@ -83,6 +83,7 @@ pub fn router(upstream: &str) {
             header_timeout: Duration::from_secs(600),
             first_byte_timeout: Some(Duration::from_secs(600)),
             idle_stream_timeout: Some(Duration::from_secs(600)),
+            client_timeout: None,
             max_connections: 20_000,
             close_grace: Duration::from_secs(1),
         };

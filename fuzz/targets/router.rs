@@ -97,6 +97,7 @@ impl Rig {
             header_timeout: Duration::from_secs(10),
             first_byte_timeout: None,
             idle_stream_timeout: Some(Duration::from_secs(60)),
+            client_timeout: Some(Duration::from_secs(60)),
             max_connections: 64,
             close_grace: Duration::from_secs(1),
         };

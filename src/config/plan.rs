@@ -226,6 +226,9 @@ pub struct RouterPlan {
     /// How long the engines may be silent in mid-stream while resident, before the request fails; `None`: forever.
     #[serde(serialize_with = "optional_seconds")]
     pub idle_stream_timeout: Option<Duration>,
+    /// How long a client may take nothing of its answer; `None`: forever.
+    #[serde(serialize_with = "optional_seconds")]
+    pub client_timeout: Option<Duration>,
 }
 
 /// `[scheduler]`: the bounds a user can rely on.

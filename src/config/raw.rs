@@ -98,8 +98,10 @@ section! {
         header_timeout: Time,
         /// Longest time that a resident engine may take to begin its answer before the request fails. Default 30m.
         first_byte_timeout: Time,
-        /// Longest silence of a resident engine in mid-stream before the request fails. Default: no bound.
+        /// Longest silence of a resident engine in mid-stream before the request fails; 0s: no bound. Default: no bound.
         idle_stream_timeout: Time,
+        /// Longest time in which a client may read nothing of its answer before it is cut off; 0s: no bound. Default 5m.
+        client_timeout: Time,
     }
 }
 

@@ -69,7 +69,9 @@ pub(super) fn router(file: &File) -> RouterPlan {
         max_body: value(&raw.max_body).map_or(Bytes::mib(64), |s| s.0),
         header_timeout: value(&raw.header_timeout).map_or(Duration::from_secs(10), |t| t.0),
         first_byte_timeout: Some(value(&raw.first_byte_timeout).map_or(Duration::from_secs(1800), |t| t.0)),
-        idle_stream_timeout: value(&raw.idle_stream_timeout).map(|t| t.0),
+        idle_stream_timeout: value(&raw.idle_stream_timeout).map(|t| t.0).filter(|t| !t.is_zero()),
+        client_timeout: Some(value(&raw.client_timeout).map_or(Duration::from_secs(300), |t| t.0))
+            .filter(|t| !t.is_zero()),
     }
 }
 

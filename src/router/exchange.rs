@@ -3,8 +3,9 @@
 //! ```text
 //!  begin ──► Head ──► Body ──► Done      connection back to the pool, lease released
 //!             │        │
-//!             └────────┴──── dropped     Cancel: connection closed, lease released
-//!                                        Drain:  read to its end elsewhere, then released
+//!             │        └──── dropped     Cancel: connection closed, lease released
+//!             ├───────────── dropped     Drain:  read to its end elsewhere, then released
+//!             └──► Broken    no answer comes: given up for another try, or dropped and released
 //! ```
 
 use super::{
@@ -57,6 +58,7 @@ struct Running {
 enum Stage {
     Head(Reply),
     Body(Incoming),
+    Broken,
 }
 
 impl Exchange {
@@ -75,9 +77,17 @@ impl Exchange {
             running.link.drive(cx);
             answer = reply.as_mut().poll(cx);
         }
-        let (head, body) = ready!(answer)?.into_parts();
-        running.stage = Stage::Body(body);
-        Poll::Ready(Ok(head))
+        match ready!(answer) {
+            Ok(answer) => {
+                let (head, body) = answer.into_parts();
+                running.stage = Stage::Body(body);
+                Poll::Ready(Ok(head))
+            }
+            Err(error) => {
+                running.stage = Stage::Broken;
+                Poll::Ready(Err(error))
+            }
+        }
     }
 
     /// The next bytes of the answer's body; `None` once, at its end, when the lease has been released.
@@ -146,7 +156,8 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(running) = self.running.take() else { return };
-        let drained = running.lease.on_disconnect == DisconnectPolicy::Drain && !*running.lease.lost.borrow();
+        let left = running.lease.on_disconnect == DisconnectPolicy::Drain && !*running.lease.lost.borrow();
+        let drained = left && !matches!(running.stage, Stage::Broken);
         if drained {
             let left = Exchange { shared: self.shared.clone(), running: Some(running) };
             if let Err(unsent) = self.shared.abandoned.send(left) {

@@ -12,7 +12,7 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 /// After a failed accept (out of descriptors, say) none is tried for this long: clients wait in the kernel's queue.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -69,7 +69,10 @@ impl Listeners {
             let accepted = poll_fn(|cx| {
                 for listener in &self.tcp {
                     if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                        return Poll::Ready(accepted.map(|(stream, _)| Socket::tcp(stream)));
+                        return Poll::Ready(accepted.map(|(stream, _)| {
+                            keep_alive(&stream);
+                            Socket::tcp(stream)
+                        }));
                     }
                 }
                 match &self.unix {
@@ -97,6 +100,17 @@ impl Listeners {
             }
         }
     }
+}
+
+/// A client's machine that is gone says nothing: without this, one that waits for its answer is waited for, too.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let (idle, every) = (Duration::from_secs(60), Duration::from_secs(15));
+    // What is refused leaves the kernel's own two hours.
+    let _ = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, idle))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, every))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 4));
 }
 
 impl Drop for Listeners {

@@ -25,7 +25,9 @@ pub mod headers;
 pub mod intake;
 pub mod listen;
 pub mod multipart;
+pub mod newcomers;
 pub mod own;
+pub mod patient;
 pub mod peek;
 pub mod percent;
 pub mod pool;
@@ -45,9 +47,13 @@ use exchange::Exchanges;
 use gate::Gate;
 use http::HeaderValue;
 pub use listen::Listeners;
+use newcomers::Newcomers;
 pub use serve::serve;
 use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// Of the places for clients, those that connections which have not shown the key never take, at most.
+const KEPT_PLACES: u32 = 64;
 
 /// What the router is told at its start.
 #[derive(Clone, Debug)]
@@ -62,6 +68,8 @@ pub struct RouterConfig {
     pub first_byte_timeout: Option<Duration>,
     /// Longest silence of a resident engine in mid-stream.
     pub idle_stream_timeout: Option<Duration>,
+    /// Longest time in which a client may take nothing of what is there for it.
+    pub client_timeout: Option<Duration>,
     /// Clients' connections at once; further ones wait in the kernel's queue.
     pub max_connections: u32,
     /// After the shutdown begins, time for the last bytes to reach the clients.
@@ -77,6 +85,7 @@ impl RouterConfig {
             header_timeout: plan.header_timeout,
             first_byte_timeout: plan.first_byte_timeout,
             idle_stream_timeout: plan.idle_stream_timeout,
+            client_timeout: plan.client_timeout,
             max_connections: listen::bearable_connections(),
             close_grace: Duration::from_secs(1),
         }
@@ -89,6 +98,7 @@ pub struct Router {
     config: RouterConfig,
     exchanges: Rc<Exchanges>,
     metrics: RouterMetrics,
+    newcomers: Rc<Newcomers>,
     /// By every name a request may give.
     models: HashMap<String, Known>,
     /// Turns true when the router shuts down.
@@ -119,7 +129,11 @@ impl Router {
                 models.insert(name, known.clone());
             }
         }
-        Self { gate, config, exchanges, metrics, models, ending }
+        let most = match config.key {
+            Some(_) => config.max_connections - KEPT_PLACES.min(config.max_connections / 4),
+            None => u32::MAX,
+        };
+        Self { gate, config, exchanges, metrics, newcomers: Newcomers::new(most as usize), models, ending }
     }
 
     fn known(&self, model: &str) -> Option<&Known> {

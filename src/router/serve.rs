@@ -10,12 +10,15 @@ use super::{
     gate::Gate,
     headers,
     listen::Listeners,
-    own, routes,
+    newcomers::Newcomer,
+    own,
+    patient::Patient,
+    routes,
     routes::{NoRoute, Target},
     socket::Socket,
     upgrade,
 };
-use crate::observe::metrics::Arrival;
+use crate::observe::metrics::{Arrival, OpenConnection};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -80,24 +83,36 @@ async fn next(listeners: &Listeners, free: &Arc<Semaphore>) -> (Socket, OwnedSem
 async fn connection(
     router: Rc<Router>,
     socket: Socket,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     mut ending: watch::Receiver<bool>,
 ) {
-    let _counted = router.metrics.connection();
+    let client = Rc::new(Client {
+        seat: Arc::new(Seat { _permit: permit, _counted: router.metrics.connection() }),
+        // Nobody else reaches the Unix socket.
+        newcomer: matches!(socket, Socket::Tcp(_)).then(|| router.newcomers.enter()),
+    });
     let service = {
-        let router = router.clone();
-        service_fn(move |request| answer(router.clone(), request))
+        let (router, client) = (router.clone(), client.clone());
+        service_fn(move |request| answer(router.clone(), client.clone(), request))
     };
+    let patience = router.config.client_timeout;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(router.config.header_timeout)
         .max_header_size(LARGEST_HEAD)
         .max_buf_size(READ_BUFFER)
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(Patient::new(socket, patience)), service)
         .with_upgrades();
     let mut connection = pin!(connection);
+    let has_to_leave = async {
+        match &client.newcomer {
+            Some(newcomer) => newcomer.has_to_leave().await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = &mut connection => ended,
+        () = has_to_leave => return,
         _ = ending.wait_for(|ending| *ending) => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -108,10 +123,27 @@ async fn connection(
     }
 }
 
-async fn answer(router: Rc<Router>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+/// A client's connection, as its requests know it.
+struct Client {
+    seat: Arc<Seat>,
+    /// Until it has shown the key.
+    newcomer: Option<Newcomer>,
+}
+
+/// A place among the connections; who upgrades takes it along.
+pub struct Seat {
+    _permit: OwnedSemaphorePermit,
+    _counted: OpenConnection,
+}
+
+async fn answer(
+    router: Rc<Router>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let mut arrival = Arrival::now();
     let dialect = Dialect::of(request.uri().path());
-    let answer = route(&router, request, &mut arrival).await;
+    let answer = route(&router, &client, request, &mut arrival).await;
     let response = answer.unwrap_or_else(|error| error.told_in(dialect).into_response());
     arrival.answered(&router.metrics, response.status());
     Ok(response)
@@ -119,6 +151,7 @@ async fn answer(router: Rc<Router>, request: Request<Incoming>) -> Result<Respon
 
 async fn route(
     router: &Rc<Router>,
+    client: &Client,
     request: Request<Incoming>,
     arrival: &mut Arrival,
 ) -> Result<Response<Body>, ApiError> {
@@ -131,12 +164,17 @@ async fn route(
     })?;
     if let (Some(key), true) = (&router.config.key, found != Target::Health) {
         key.check(&head.headers)?;
+        if let Some(newcomer) = &client.newcomer {
+            newcomer.is_known();
+        }
     }
     match found {
         Target::Forward(payload) => {
             forward::forward(router, head, target.clone(), body, payload, arrival).await
         }
-        Target::Realtime => upgrade::realtime(router, head, target.clone(), arrival).await,
+        Target::Realtime => {
+            upgrade::realtime(router, head, target.clone(), client.seat.clone(), arrival).await
+        }
         own => own::answer(router, own, body).await,
     }
 }

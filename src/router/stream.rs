@@ -128,6 +128,8 @@ impl EngineStream {
     fn fail(&mut self, error: ApiError) -> Result<Bytes, BrokenOff> {
         let error = error.told_in(self.dialect);
         self.failed = true;
+        // Not read to its end, whatever the engine bears: of one that hangs the lease would be held for ever.
+        self.exchange.abandon();
         self.account.failed();
         match self.events {
             Some(tail) => Ok(last_event(tail, &error)),

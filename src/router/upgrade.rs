@@ -9,16 +9,24 @@ use super::{
     headers::{self, Stamp},
     percent,
     pool::Link,
+    serve::Seat,
     socket::Socket,
-    stream::Stop,
+    stream::{Awaited, Silence, Stop},
 };
 use crate::observe::metrics::{Arrival, OpenStream};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header, request, uri::PathAndQuery};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
 use std::{rc::Rc, sync::Arc};
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::{
+    io::{AsyncWriteExt, copy},
+    time::sleep,
+};
+
+/// After a client has closed its half, time for the engine to close its own.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Answers a WebSocket handshake with the engine's own answer to it.
 ///
@@ -28,6 +36,7 @@ pub async fn realtime(
     router: &Rc<Router>,
     mut head: request::Parts,
     target: PathAndQuery,
+    seat: Arc<Seat>,
     arrival: &mut Arrival,
 ) -> Result<Response<Body>, ApiError> {
     let upgrade = requested(&head.headers)?;
@@ -47,7 +56,11 @@ pub async fn realtime(
 
     let mut stop = stopped(lease.lost.clone(), router.ending.clone());
     let request = Outgoing { method: head.method, uri, headers: head.headers, body: Bytes::new() };
-    let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut None).await?;
+    let watch = |(limit, known): (_, &super::Known)| {
+        Silence::new(router.gate.clone(), known.name.clone(), limit, Awaited::Head)
+    };
+    let mut first = router.config.first_byte_timeout.zip(known).map(watch);
+    let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut first).await?;
     stamp.for_client(&mut answer.headers);
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         let account = arrival.first_byte();
@@ -60,7 +73,7 @@ pub async fn realtime(
     let Some((link, lease)) = exchange.into_upgrade() else {
         return Err(ApiError::engine_failed("the engine closed the connection in the handshake"));
     };
-    tokio::task::spawn_local(pipe(client, link, lease, stop, arrival.first_byte()));
+    tokio::task::spawn_local(pipe(client, link, (lease, seat), stop, arrival.first_byte()));
     Ok(Response::from_parts(answer, Body::empty()))
 }
 
@@ -94,7 +107,13 @@ fn renamed(target: &PathAndQuery, served_name: &Arc<str>) -> Result<Uri, ApiErro
 }
 
 /// Copies both ways until one side ends, the engine is lost, or the run ends.
-async fn pipe(client: OnUpgrade, link: Link, lease: Lease, mut stop: LocalFuture<Stop>, account: OpenStream) {
+async fn pipe(
+    client: OnUpgrade,
+    link: Link,
+    held: (Lease, Arc<Seat>),
+    mut stop: LocalFuture<Stop>,
+    account: OpenStream,
+) {
     let work = async {
         let (mut engine, early) = link.into_upgraded().await.map_err(std::io::Error::other)?;
         let mut client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
@@ -107,7 +126,7 @@ async fn pipe(client: OnUpgrade, link: Link, lease: Lease, mut stop: LocalFuture
         },
         _ = &mut stop => account.failed(),
     }
-    drop(lease);
+    drop(held);
 }
 
 async fn pipe_bytes(
@@ -116,7 +135,24 @@ async fn pipe_bytes(
     account: &OpenStream,
     early: usize,
 ) -> std::io::Result<()> {
-    let (_, sent) = copy_bidirectional(client, engine).await?;
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_engine, mut to_engine) = tokio::io::split(engine);
+    let upwards = async {
+        copy(&mut from_client, &mut to_engine).await?;
+        to_engine.shutdown().await?;
+        // Whoever closes his half has gone away; the engine's last words may be on their way.
+        sleep(LAST_WORDS).await;
+        Ok(0)
+    };
+    let downwards = async {
+        let sent = copy(&mut from_engine, &mut to_client).await?;
+        to_client.shutdown().await?;
+        Ok::<u64, std::io::Error>(sent)
+    };
+    let sent = tokio::select! {
+        ended = upwards => ended,
+        ended = downwards => ended,
+    }?;
     account.sent(sent as usize + early);
     Ok(())
 }

@@ -38,6 +38,7 @@ impl Default for Setup {
             header_timeout: Duration::from_secs(10),
             first_byte_timeout: None,
             idle_stream_timeout: None,
+            client_timeout: None,
             max_connections: 1000,
             close_grace: Duration::from_secs(5),
         };

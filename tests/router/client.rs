@@ -68,6 +68,12 @@ impl Client {
         self.answer().await
     }
 
+    /// Whether nothing has come, and the connection is open.
+    pub fn is_quiet(&mut self) -> bool {
+        use futures_util::FutureExt;
+        self.buffer.is_empty() && self.more().now_or_never().is_none()
+    }
+
     /// More bytes, or false at the end.
     async fn more(&mut self) -> bool {
         self.stream.read_buf(&mut self.buffer).await.is_ok_and(|n| n > 0)

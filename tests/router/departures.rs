@@ -124,3 +124,25 @@ fn a_lost_engine_is_not_read_out_forever() {
         bed.until(|gate| gate.leases.get() == 0).await;
     });
 }
+
+#[test]
+fn an_engine_that_bears_no_cancel_and_closes_without_an_answer_is_not_read_out() {
+    for script in [vec![Step::Close], vec![crate::engine::send("no HTTP\r\n\r\n")]] {
+        run_with(draining(), vec![script, vec![json(200, "{}")]], async |bed| {
+            assert_eq!(bed.client().await.post("/v1/chat/completions", CHAT).await.status, 502);
+            bed.until(|gate| gate.leases.get() == 0).await;
+            assert_eq!(bed.client().await.post("/v1/chat/completions", CHAT).await.status, 200);
+        });
+    }
+}
+
+#[test]
+fn an_engine_that_bears_no_cancel_and_goes_silent_is_not_read_out_forever() {
+    let mut setup = draining();
+    setup.config.idle_stream_timeout = Some(std::time::Duration::from_millis(20));
+    run_with(setup, vec![vec![events(), chunk("data: 1\n\n"), Step::Wait]], async |bed| {
+        let mut client = asking(&bed).await;
+        assert!(client.until("\r\n0\r\n\r\n").await.contains("idle_stream_timeout"));
+        bed.until(|gate| gate.leases.get() == 0).await;
+    });
+}

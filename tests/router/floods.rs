@@ -3,7 +3,7 @@
 use crate::{
     bed::{Setup, run, run_with},
     client::{Client, post},
-    engine::{chunk, events, json},
+    engine::{Step, chunk, events, json},
 };
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn idle_connections_take_no_place_from_requests() {
 
 #[test]
 fn a_client_that_closes_its_half_is_gone() {
-    run(vec![vec![events(), chunk("data: 1\n\n"), crate::engine::Step::Wait]], async |mut bed| {
+    run(vec![vec![events(), chunk("data: 1\n\n"), Step::Wait]], async |mut bed| {
         let mut client = bed.client().await;
         client.send(post("/v1/chat/completions", CHAT)).await;
         client.until("data: 1\n\n").await;
@@ -145,5 +145,43 @@ fn a_body_that_is_announced_is_asked_for_once_it_is_wanted() {
             let answer = client.until("\r\n\r\n").await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
         }
+    });
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_cut_off_in_the_end() {
+    let much = "x".repeat(64 << 10);
+    let script =
+        std::iter::once(events()).chain((0..400).map(|_| chunk(&much))).chain([Step::Wait]).collect();
+    let mut setup = Setup::default();
+    setup.config.client_timeout = Some(Duration::from_millis(100));
+    run_with(setup, vec![script], async |bed| {
+        let mut deaf = bed.client().await;
+        deaf.send(post("/v1/chat/completions", CHAT)).await;
+        bed.until(|gate| gate.leases.get() == 1).await;
+        bed.until(|gate| gate.leases.get() == 0).await;
+        assert!(!deaf.rest().await.ends_with("\r\n0\r\n\r\n"));
+    });
+}
+
+#[test]
+fn who_has_no_key_takes_no_place_from_who_has_it() {
+    let mut setup = Setup::default();
+    setup.config.max_connections = 8;
+    let script = vec![events(), chunk("data: 1\n\n"), Step::Wait, chunk("data: 2\n\n"), chunk("")];
+    run_with(setup, vec![script, vec![json(200, "{}")]], async |bed| {
+        let mut known = bed.client().await;
+        known.send(post("/v1/chat/completions", CHAT)).await;
+        known.until("data: 1\n\n").await;
+        // More than there are places, and they stay as long as they are let.
+        let mut strangers = Vec::new();
+        for _ in 0..20 {
+            strangers.push(bed.client().await);
+        }
+        assert_eq!(bed.client().await.post("/v1/chat/completions", CHAT).await.status, 200);
+        assert_eq!(strangers.remove(0).rest().await, "");
+        assert_eq!(strangers.pop().unwrap().get("/health").await.status, 200);
+        bed.engine.go();
+        known.until("data: 2\n\n").await;
     });
 }

@@ -92,3 +92,35 @@ fn a_handshake_that_cannot_be_routed_is_refused() {
         }
     });
 }
+
+#[test]
+fn a_session_keeps_its_place_among_the_connections() {
+    let mut setup = Setup::default();
+    setup.config.max_connections = 1;
+    run_with(setup, vec![vec![switching(), Step::Echo], vec![json(200, "{}")]], async |bed| {
+        let mut client = open(&bed, "model=chat").await;
+        let mut other = bed.client().await;
+        other.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        // Bytes go to and fro, and nobody else is let in.
+        client.until("early").await;
+        for _ in 0..20 {
+            client.send("hello").await;
+            client.until("hello").await;
+        }
+        assert!(other.is_quiet());
+        drop(client);
+        assert_eq!(other.answer().await.status, 200);
+    });
+}
+
+#[test]
+fn an_engine_that_does_not_answer_the_handshake_is_given_up() {
+    let mut setup = Setup::default();
+    setup.config.first_byte_timeout = Some(std::time::Duration::from_millis(20));
+    run_with(setup, vec![vec![Step::Wait]], async |bed| {
+        let mut client = bed.client().await;
+        client.send(handshake("model=chat")).await;
+        assert_eq!(client.answer().await.status, 504);
+        bed.until(|gate| gate.leases.get() == 0).await;
+    });
+}
