@@ -112,6 +112,9 @@ impl Worker {
                 self.stop().await;
                 self.report(Event::Stopped { model }, Stage::Idle, "");
             }
+            // The engine has ended since this was asked for, and that has been reported.
+            Order::SwapOut { .. } if self.engine.running().is_none() => {}
+            Order::SwapIn if !self.swapper.is_out() => {}
             Order::SwapOut { in_flight, free } => {
                 match self.swapper.swap_out(&mut self.engine, in_flight, free).await {
                     Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),

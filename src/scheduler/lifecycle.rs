@@ -117,6 +117,20 @@ impl Scheduler {
         }
     }
 
+    /// A move has lost the engine. One that belongs to an earlier life says nothing of this one.
+    pub(super) fn lost_in(
+        &mut self,
+        state: State,
+        id: ModelId,
+        fault: EngineFault,
+        now: Moment,
+        fx: &mut Vec<Effect>,
+    ) {
+        if self.models[id.index()].state == state {
+            self.lost(id, fault, now, fx);
+        }
+    }
+
     /// The engine's process is gone, whatever it was doing; nothing of it holds a resource any more.
     pub(super) fn lost(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
         let model = &mut self.models[id.index()];

@@ -146,9 +146,13 @@ impl Scheduler {
                 self.refused_to_go(model, fault, now, effects)
             }
             Event::SwapInFailed { model, fault, lost: false } => self.stayed_out(model, fault, now, effects),
-            Event::SwapOutFailed { model, fault, lost: true }
-            | Event::SwapInFailed { model, fault, lost: true }
-            | Event::EngineDied { model, fault } => self.lost(model, fault, now, effects),
+            Event::SwapOutFailed { model, fault, lost: true } => {
+                self.lost_in(State::SwappingOut, model, fault, now, effects);
+            }
+            Event::SwapInFailed { model, fault, lost: true } => {
+                self.lost_in(State::SwappingIn, model, fault, now, effects);
+            }
+            Event::EngineDied { model, fault } => self.lost(model, fault, now, effects),
             Event::Stopped { model } => self.stopped(model, now, effects),
             Event::AskIn { ask, model } => self.ask_in(ask, model, now, effects),
             Event::AskOut { ask, model } => self.ask_out(ask, model, now, effects),

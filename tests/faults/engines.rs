@@ -208,6 +208,22 @@ fn out() {
     }
 }
 
+/// An order that comes while the rest of a dead engine is being ended is none for the next one.
+#[test]
+fn asked_out_while_what_is_left_of_it_is_ended() {
+    let holds = Holds::new();
+    let text = two(&holds, "\"freeze\"").replacen("--answer victim", "--answer victim --daemon", 1);
+    let case = Case::begin(Service::start(&text, &[]), "CPU", "kill -9", "asked out");
+    let first = pid(&case.service, "victim").unwrap();
+    // The daemon that it leaves heeds no TERM: ending it takes as long as the grace.
+    case.strike(|_| signal(first, Signal::SIGKILL));
+    case.service.verb(&["swap", "out", "victim"]);
+    another_pid(&case.service, "victim", first);
+    case.service.answer("victim");
+    assert_eq!(case.service.model("victim")["mechanism"], "freeze", "{}", case.service.log());
+    case.recovers("started again; its mechanism is kept");
+}
+
 /// Swapping by hooks that take as long as the test likes.
 fn in_a_move(way: &'static str, moving: &'static str) {
     for fault in Fault::ALL {

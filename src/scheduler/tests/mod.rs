@@ -1,5 +1,6 @@
 //! Tests of the whole room: scenarios that read as a transcript, and random histories in a world that misbehaves.
 
+mod faults;
 mod kit;
 mod properties;
 mod scenarios;
