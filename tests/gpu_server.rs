@@ -109,6 +109,24 @@ async fn a_call_past_its_deadline_costs_the_gpu_server_and_no_other() {
 }
 
 #[tokio::test]
+async fn its_end_waits_neither_for_other_handles_nor_for_calls_under_way() {
+    let Some(bench) = Bench::software(1) else { return };
+    let server = bench.server();
+    let engine = bench.engine(&[]);
+    let other = server.clone();
+    bench.set_faults("cuCheckpointProcessLock hang times=1");
+    let hangs = tokio::spawn({
+        let (server, pid) = (server.clone(), engine.pid());
+        async move { server.lock(pid, LIMIT).await }
+    });
+    gpu_bench::until("the call is under way", || bench.faults_left().contains("times=0")).await;
+    server.end().await;
+    let hung = hangs.await.unwrap();
+    assert!(matches!(hung, Err(GpuError::Unavailable { .. })), "{hung:?}");
+    assert!(matches!(other.describe().await, Err(GpuError::Unavailable { .. })));
+}
+
+#[tokio::test]
 async fn a_gpu_server_that_dies_in_a_call_is_started_anew() {
     let Some(bench) = Bench::software(1) else { return };
     let server = bench.server();

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     config::{self, ModelPlan, Plan},
-    daemon::specs::{self, Resources, StartFacts},
+    daemon::{
+        host_plan,
+        specs::{self, Resources, StartFacts},
+    },
     engine::Weights,
     scheduler::{Bounds, Scheduler, Setup},
     sim::{self, Call, Costs, Plain, Victim},
@@ -76,7 +79,7 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
         cores: args.cores.into(),
         pool: Bytes(0),
     };
-    resources.pool = specs::pool(plan, &resources);
+    resources.pool = host_plan::pool(plan, &resources);
     let capacity = specs::capacity(plan, &resources);
     let gpus = specs::assign_gpus(plan, &totals);
     let models = specs::specs(plan, &gpus, &starts(plan), &capacity);

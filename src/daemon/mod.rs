@@ -21,7 +21,7 @@
 //! | `session` | a run from its first moment to its last |
 //! | `gpus` | the job's GPUs, and the gpu server |
 //! | `parking` | which engines can be parked, and what they need for it |
-//! | `wiring`, `specs` | which engine goes where; what the scheduler is told |
+//! | `wiring`, `specs`, `host_plan` | which engine goes where; what the scheduler is told; how host memory is shared out |
 //! | `strangers` | other people's memory on a shared GPU |
 //! | `timeline` | the phases of an engine's start |
 //! | `worker` | one model's engine, start to stop |
@@ -39,6 +39,7 @@ mod gpus;
 mod ground;
 mod hang;
 mod history;
+pub(crate) mod host_plan;
 mod journal;
 mod parking;
 mod pressure;

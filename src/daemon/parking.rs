@@ -1,9 +1,6 @@
 //! Which engines can be parked and what they need for it; the pool, opened before the first of them starts.
 
-use super::{
-    gpus::JobGpus,
-    specs::{self, Resources},
-};
+use super::{gpus::JobGpus, host_plan, specs::Resources};
 use crate::{
     config::{ModelPlan, Plan},
     gpu::park::{library, setup::ParkSetup},
@@ -35,7 +32,7 @@ impl ParkPlace {
         verify: bool,
     ) -> Result<Self, String> {
         let setup = found.parking.clone().ok_or("this run has no GPU")?;
-        let bytes = specs::pool(plan, resources);
+        let bytes = host_plan::pool(plan, resources);
         if bytes.is_zero() {
             return Err("[memory] pool is 0, or no model's `swap` names park".to_owned());
         }

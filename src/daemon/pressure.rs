@@ -1,4 +1,5 @@
-//! The job's own memory limit: near it an idle engine is stopped, before the kernel kills one that is not.
+//! The job's own memory limit: near it the idle engine that was used longest ago is stopped, before the kernel kills one that is
+//! not. Of the ledger's host bytes only those count that an engine's end frees: the pool is pinned, whatever is parked in it.
 //!
 //! ```text
 //! free ≥ headroom / 2 ──▶ the ledger has what was planned

@@ -7,9 +7,10 @@ use super::{
     Core, DaemonGate, EndPlan, Journal, RunFacts, RunStatus,
     gpus::GpusError,
     ground::Ground,
+    host_plan::{self, TooLittleHost},
     parking::ParkPlace,
     pressure,
-    specs::{self, Resources, TooLittleHost},
+    specs::{self, Resources},
     strangers,
     wiring::{self, Wiring},
 };
@@ -161,7 +162,10 @@ impl Session {
             tracing::info!(reason, "no engine can be parked");
         }
         let capacity = specs::capacity(&plan, &resources);
-        specs::keep_within_host(&mut plan, &capacity)?;
+        host_plan::keep_within_host(&mut plan, &capacity)?;
+        if let Some(shortage) = host_plan::shortage(&plan, &resources) {
+            tracing::warn!("{shortage}");
+        }
         let gpus = specs::assign_gpus(&plan, &found.totals);
         specs::leave_nothing_where_it_adds_up(&mut plan, &gpus, &capacity);
         let (plan, job) = (Arc::new(plan), Arc::new(job));

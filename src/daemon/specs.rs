@@ -1,5 +1,6 @@
 //! From the plan and what the job has to what the scheduler is told. Pure.
 
+use super::host_plan::{self, Keeps, kept_in};
 use crate::{
     config::{ModelPlan, Plan, Preset, plan::MemoryPlan},
     scheduler::{ModelSpec, RestartPolicy},
@@ -30,7 +31,7 @@ pub fn capacity(plan: &Plan, has: &Resources) -> Footprint {
         let usable = free.saturating_sub(gpu_headroom);
         gpu_budget.map_or(usable, |budget| budget.min(usable))
     });
-    let host = host(plan, has).saturating_sub(has.pool);
+    let host = host_plan::for_engines(plan, has).saturating_sub(has.pool);
     Footprint { gpu: gpu.collect(), host, pool: has.pool, slots: slots(plan, has.cores) }
 }
 
@@ -53,89 +54,11 @@ pub fn tell_who_waits(models: &[ModelSpec], capacity: &Footprint, ceiling: &Foot
     }
 }
 
-/// Host memory for engines, the pool's included.
-fn host(plan: &Plan, has: &Resources) -> Bytes {
-    let MemoryPlan { host_budget, host_headroom, .. } = plan.memory;
-    let limit = has.host.unwrap_or(Bytes(u64::MAX)).saturating_sub(host_headroom);
-    host_budget.map_or(limit, |budget| budget.min(limit))
-}
-
-/// The pinned pool: as the config says, else what every engine that may be parked takes at most, so far as that leaves
-/// a quarter of the host's memory for engines to what is not parked (the engines' own, what the driver keeps). Nothing
-/// where no engine may be parked.
-pub fn pool(plan: &Plan, has: &Resources) -> Bytes {
-    let parked = plan.models.iter().filter(|model| model.may_be_parked());
-    let largest = has.gpu_free.iter().max().copied().unwrap_or_default();
-    let each = parked.map(|model| Bytes(model.gpu_memory.unwrap_or(largest).0 * u64::from(model.gpus)));
-    let need: Bytes = each.sum();
-    let most = Bytes(host(plan, has).0 / 4 * 3);
-    if need.is_zero() { need } else { plan.memory.pool.unwrap_or(need.min(most)) }
-}
-
 /// How many CPU engines compute at once: as configured, or one a core.
 pub fn slots(plan: &Plan, cores: usize) -> u32 {
     match plan.scheduler.running_slots {
         0 => u32::try_from(cores).unwrap_or(u32::MAX).max(1),
         slots => slots,
-    }
-}
-
-/// A model that leaves more on the host while it is out than the job has there.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("model {model} leaves {leaves} in host memory while it is out, and this job has {has} for that")]
-pub struct TooLittleHost {
-    /// The model.
-    pub model: String,
-    /// What it leaves.
-    pub leaves: Bytes,
-    /// What there is.
-    pub has: Bytes,
-}
-
-/// Where what an engine leaves on the host is more than the job has, takes the mechanisms that do so off its ladder. What
-/// an engine leaves in the pool is known only when it was there once (zeros take no room): a pool of any size will do.
-///
-/// # Errors
-/// When none is left: nothing could ever start.
-pub fn keep_within_host(plan: &mut Plan, capacity: &Footprint) -> Result<(), TooLittleHost> {
-    for model in &mut plan.models {
-        let Some(memory) = model.gpu_memory.filter(|_| model.gpus > 0) else { continue };
-        let leaves = Bytes(memory.0 * u64::from(model.gpus));
-        let level = model.sleep_level;
-        let fits = |kind: &MechanismKind| match kept_in(*kind, level) {
-            Some(Keeps::Host) => leaves <= capacity.host,
-            Some(Keeps::Pool) => !capacity.pool.is_zero(),
-            None => true,
-        };
-        let light: Vec<MechanismKind> = model.swap.iter().copied().filter(fits).collect();
-        if light.len() == model.swap.len() {
-            continue;
-        }
-        if light.is_empty() {
-            return Err(TooLittleHost { model: model.name.clone(), leaves, has: capacity.host });
-        }
-        tracing::warn!(model = model.name, %leaves, has = %capacity.host, "too little host memory to keep it while it is out");
-        model.swap = light;
-    }
-    Ok(())
-}
-
-/// Which memory of the host's an engine's GPU memory goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keeps {
-    /// The pinned pool.
-    Pool,
-    /// The engine's own processes.
-    Host,
-}
-
-/// Where an engine's GPU memory goes when it is swapped so. Sleep level 2 drops it, level 1 keeps weights.
-fn kept_in(kind: MechanismKind, sleep_level: u8) -> Option<Keeps> {
-    match kind {
-        MechanismKind::Park | MechanismKind::ParkCheckpoint => Some(Keeps::Pool),
-        MechanismKind::Checkpoint => Some(Keeps::Host),
-        MechanismKind::Sleep | MechanismKind::SleepCheckpoint => (sleep_level == 1).then_some(Keeps::Host),
-        MechanismKind::Freeze | MechanismKind::Restart | MechanismKind::Hook => None,
     }
 }
 
@@ -259,48 +182,5 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         restart: RestartPolicy::default(),
         measures: false,
         weights: Bytes(0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-
-    fn plan(swap: &str) -> Plan {
-        let text = format!(
-            "[models.a]\nengine = \"custom\"\ncommand = [\"sh\", \"{{{{ port }}}}\"]\ngpus = 1\ngpu_memory = \"8GiB\"\nswap = {swap}\n"
-        );
-        config::parse(std::path::Path::new("models.toml"), &text, &config::Context::default()).unwrap()
-    }
-
-    fn host(gib: u64) -> Footprint {
-        Footprint {
-            gpu: SmallVec::from_elem(Bytes::gib(16), 1),
-            host: Bytes::gib(gib),
-            slots: 1,
-            ..Footprint::default()
-        }
-    }
-
-    #[test]
-    fn enough_host_memory_keeps_the_ladder() {
-        let mut plan = plan(r#"["checkpoint", "restart"]"#);
-        keep_within_host(&mut plan, &host(8)).unwrap();
-        assert_eq!(plan.models[0].swap, [MechanismKind::Checkpoint, MechanismKind::Restart]);
-    }
-
-    #[test]
-    fn too_little_leaves_restart_or_is_an_error() {
-        let mut with_restart = plan(r#"["checkpoint", "restart"]"#);
-        keep_within_host(&mut with_restart, &host(4)).unwrap();
-        assert_eq!(with_restart.models[0].swap, [MechanismKind::Restart]);
-        let spec = spec(&with_restart.models[0], &[0], &host(4));
-        assert_eq!((spec.out.host, spec.starting.host), (Bytes(0), Bytes(0)));
-        let error = keep_within_host(&mut plan(r#""checkpoint""#), &host(4)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "model a leaves 8.0 GiB in host memory while it is out, and this job has 4.0 GiB for that"
-        );
     }
 }

@@ -15,11 +15,24 @@ pub(super) fn resident(tree: &[ProcId]) -> Bytes {
     tree.iter().map(|id| resident_of(id.pid)).sum()
 }
 
+/// As [`proportional`], without pages of files: the kernel drops those by itself.
+pub(super) fn kept(tree: &[ProcId]) -> Bytes {
+    tree.iter().map(|id| rollup(id.pid, &["Pss_Anon:", "Pss_Shmem:"]).unwrap_or_default()).sum()
+}
+
 fn rollup_pss(pid: i32) -> Option<Bytes> {
+    rollup(pid, &["Pss:"])
+}
+
+/// The sum of these lines of `smaps_rollup`; nothing where it may not be read. `Pss_Anon` and `Pss_Shmem` came with Linux 5.4.
+fn rollup(pid: i32, keys: &[&str]) -> Option<Bytes> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(Bytes(kib << 10))
+    let kib = |key: &&str| -> Option<u64> {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(*key))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let sum: Option<u64> = keys.iter().map(kib).sum();
+    sum.map(|kib| Bytes(kib << 10))
 }
 
 fn resident_of(pid: i32) -> Bytes {
@@ -38,6 +51,7 @@ mod tests {
         let me = ProcFs::default().stat(std::process::id() as i32).expect("/proc is mounted").id;
         assert!(proportional(&[me]) > Bytes::mib(1));
         assert!(resident(&[me]) >= proportional(&[me]).saturating_sub(Bytes::mib(1)));
+        assert!(kept(&[me]) > Bytes(0) && kept(&[me]) <= proportional(&[me]));
         assert_eq!(proportional(&[ProcId { pid: i32::MAX, start: 1 }]), Bytes(0));
     }
 }

@@ -252,6 +252,11 @@ impl Engine {
         memory::proportional(&self.tree())
     }
 
+    /// Host memory of the tree that only its end gives back: as [`Engine::host_memory`], without pages of files.
+    pub fn kept_memory(&self) -> Bytes {
+        memory::kept(&self.tree())
+    }
+
     /// Resident pages of the tree from the kernel's counters: quick, and pages shared between processes count for each.
     pub fn resident_pages(&self) -> Bytes {
         memory::resident(&self.tree())

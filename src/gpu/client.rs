@@ -1,8 +1,8 @@
 //! What the rest of the program uses: the gpu server's calls as async functions, each with a deadline.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::process::Spawner;
 
@@ -53,6 +53,7 @@ impl GpuError {
 pub struct GpuClient {
     calls: mpsc::UnboundedSender<Submit>,
     generation: watch::Receiver<u64>,
+    end: Arc<Notify>,
 }
 
 impl GpuClient {
@@ -60,14 +61,16 @@ impl GpuClient {
     pub fn start(spawner: Spawner, command: ServerCommand) -> Self {
         let (calls, received) = mpsc::unbounded_channel();
         let (announce, generation) = watch::channel(0);
-        tokio::spawn(Keeper::new(spawner, command, received, announce).run());
-        Self { calls, generation }
+        let end = Arc::new(Notify::new());
+        tokio::spawn(Keeper::new(spawner, command, received, announce, end.clone()).run());
+        Self { calls, generation, end }
     }
 
-    /// Gives this handle up and waits until the gpu server has ended, for as long as no other handle is left that it
-    /// serves; at most two seconds.
+    /// Ends the gpu server, also if other handles are left: whoever holds one of a hung engine's is not waited for, and calls
+    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds.
     pub async fn end(self) {
-        let Self { calls, mut generation } = self;
+        let Self { calls, mut generation, end } = self;
+        end.notify_one();
         drop(calls);
         let ended = async { while generation.changed().await.is_ok() {} };
         // One that hangs in the kernel ends when it comes out; it cannot be waited for.

@@ -10,12 +10,13 @@
 //! [`PATIENCE`].
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use rustix::process::Signal;
@@ -70,6 +71,8 @@ pub(super) struct Keeper {
     next_id: u64,
     failures: u32,
     last_failure: String,
+    /// Told once, when the run ends.
+    end: Arc<Notify>,
 }
 
 impl Keeper {
@@ -78,6 +81,7 @@ impl Keeper {
         command: ServerCommand,
         submitted: mpsc::UnboundedReceiver<Submit>,
         generation: watch::Sender<u64>,
+        end: Arc<Notify>,
     ) -> Self {
         Self {
             spawner,
@@ -88,10 +92,11 @@ impl Keeper {
             next_id: 0,
             failures: 0,
             last_failure: String::new(),
+            end,
         }
     }
 
-    /// Keeps a server until the last client is gone.
+    /// Keeps a server until it is told to end it, or the last client is gone.
     pub(super) async fn run(mut self) {
         loop {
             let why = match self.start().await {
@@ -130,7 +135,7 @@ impl Keeper {
         Ok(Server { child, writer, answers })
     }
 
-    /// Serves until the server is gone (why) or the last client is (nothing).
+    /// Serves until the server is gone (why), or it is to end or the last client is gone (nothing).
     async fn serve(&mut self, server: &mut Server) -> Option<String> {
         let waiting: Vec<u64> = self.pending.keys().copied().collect();
         for id in waiting {
@@ -141,6 +146,7 @@ impl Keeper {
         loop {
             let next = self.pending.values().map(|pending| pending.deadline).min();
             tokio::select! {
+                () = self.end.notified() => return None,
                 submit = self.submitted.recv() => {
                     let id = self.accept(submit?);
                     if let Err(error) = self.send(server, id).await {
@@ -204,7 +210,7 @@ impl Keeper {
         }
     }
 
-    /// Waits before the next start, taking calls in; false when the last client is gone.
+    /// Waits before the next start, taking calls in; false when none is wanted any more.
     async fn wait_out_backoff(&mut self) -> bool {
         let doubled = FIRST_BACKOFF * 2u32.saturating_pow(self.failures.saturating_sub(1).min(10));
         let begin =
@@ -213,6 +219,7 @@ impl Keeper {
             let next = self.pending.values().map(|pending| pending.deadline).min();
             tokio::select! {
                 biased;
+                () = self.end.notified() => return false,
                 () = tokio::time::sleep_until(begin) => return true,
                 () = until(next) => { self.overdue(); }
                 submit = self.submitted.recv() => match submit {

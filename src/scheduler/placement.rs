@@ -219,6 +219,8 @@ impl Scheduler {
             };
             let cost = match model.leaving {
                 Some(_) => 0.0,
+                // Out of host memory, the one that was used longest ago ends, whatever its next start costs.
+                None if whom.is_none() && kind == Kind::Stop => 0.0,
                 None => {
                     (model.expected_out() + model.expected_in()).as_secs_f64() * (1.0 + model.weight(now))
                 }

@@ -39,7 +39,8 @@ impl MemoryProbe for NoGpus {
 }
 
 /// What the engine takes while resident, before its mechanism is known: its GPU memory as measured (as configured where
-/// that is impossible), or a CPU engine's host memory. Walks page tables for the latter: not for the swap path.
+/// that is impossible) and what its processes take on the host, or a CPU engine's host memory. Walks page tables for the
+/// host's: not for the swap path.
 pub(super) async fn resident(engine: &Engine, gpus: &dyn MemoryProbe) -> Footprint {
     if engine.plan.gpus == 0 {
         let host = engine.plan.host_memory.unwrap_or_else(|| engine.host_memory());
@@ -52,7 +53,7 @@ pub(super) async fn resident(engine: &Engine, gpus: &dyn MemoryProbe) -> Footpri
         }
         None => configured(engine),
     };
-    Footprint { gpu, ..Footprint::default() }
+    Footprint { gpu, host: engine.kept_memory(), ..Footprint::default() }
 }
 
 /// The ledger goes by what is measured; a config that promised less should be put right all the same, since nothing but

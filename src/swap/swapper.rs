@@ -258,7 +258,9 @@ impl Swapper {
     pub(super) fn out_footprint(&self, kind: MechanismKind, measured: Footprint) -> Footprint {
         match kind {
             MechanismKind::Freeze => Footprint { slots: 0, ..self.resident.clone() },
-            _ => measured,
+            MechanismKind::Restart | MechanismKind::Hook => measured,
+            // Its processes are there as before.
+            _ => Footprint { host: measured.host + self.resident.host, ..measured },
         }
     }
 

@@ -74,6 +74,12 @@ impl Bench {
         lab.set_faults(lines).expect("the shared folder is writable");
     }
 
+    /// The faults that are left to inject.
+    pub fn faults_left(&self) -> String {
+        let lab = self.lab.as_ref().expect("faults are for the software driver");
+        std::fs::read_to_string(lab.directory().join("faults")).unwrap_or_default()
+    }
+
     /// What children need in their environment.
     pub fn environment(&self) -> Vec<(String, String)> {
         self.lab.as_ref().map(Lab::environment).unwrap_or_default()

@@ -18,10 +18,12 @@ pub(super) fn check(file: &File, drafts: &[Draft], limits: Option<&Limits>, mist
     let gpus = Gpus::new(&memory, limits);
     let host = host_capacity(&memory, limits);
     budgets(file, limits, mistakes);
+    let pool = pool(file, drafts, &gpus, &memory, host, mistakes);
+    let host = host.map(|host| host.saturating_sub(pool));
     for draft in drafts {
         gpu_count(draft, limits, mistakes);
         gpu_memory(draft, &gpus, mistakes);
-        host_memory(draft, host, mistakes);
+        host_memory(draft, host, pool, mistakes);
     }
     pinned(drafts, &gpus, host, mistakes);
 }
@@ -53,6 +55,26 @@ impl Gpus {
 fn host_capacity(memory: &MemoryPlan, limits: Option<&Limits>) -> Option<Bytes> {
     let job = limits.and_then(|limits| limits.host).map(|total| total.saturating_sub(memory.host_headroom));
     [memory.host_budget, job].into_iter().flatten().min()
+}
+
+/// The pool, where the config says how large it is and one will be made. One that is too large has a message and counts no more.
+fn pool(
+    file: &File,
+    drafts: &[Draft],
+    gpus: &Gpus,
+    memory: &MemoryPlan,
+    host: Option<Bytes>,
+    mistakes: &mut Vec<Mistake>,
+) -> Bytes {
+    let has_gpu = gpus.together.is_none_or(|together| !together.is_zero());
+    let made = has_gpu && drafts.iter().any(|draft| draft.plan.may_be_parked());
+    let Some(pool) = memory.pool.filter(|_| made) else { return Bytes(0) };
+    let Some(host) = host.filter(|host| pool > *host) else { return pool };
+    let message = format!("`pool` is {pool}, and engines may take {host} of host memory");
+    let help = "it is pinned when the run begins and given back at its end: leave it out, or ask Slurm for more with --mem";
+    let place = file.memory.as_ref().and_then(|section| section.value.pool.as_ref());
+    mistakes.push(never_fits(place.map(|at| at.span.clone()).unwrap_or_default(), message, help));
+    Bytes(0)
 }
 
 fn never_fits(place: std::ops::Range<usize>, message: String, help: impl Into<String>) -> Mistake {
@@ -99,11 +121,16 @@ fn gpu_memory(draft: &Draft, gpus: &Gpus, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn host_memory(draft: &Draft, host: Option<Bytes>, mistakes: &mut Vec<Mistake>) {
+fn host_memory(draft: &Draft, host: Option<Bytes>, pool: Bytes, mistakes: &mut Vec<Mistake>) {
     let Some((wants, has)) = draft.plan.host_memory.zip(host) else { return };
     if wants > has {
-        let message = format!("{} wants {wants} of host memory, and engines may take {has}", draft.plan.name);
-        let help = "ask Slurm for more with --mem, or lower host_headroom";
+        let mut message =
+            format!("{} wants {wants} of host memory, and engines may take {has}", draft.plan.name);
+        let mut help = "ask Slurm for more with --mem, or lower host_headroom".to_owned();
+        if !pool.is_zero() {
+            message += &format!(" beside the pool of {pool}");
+            help += " or the pool";
+        }
         mistakes.push(never_fits(draft.place(&draft.raw.host_memory), message, help));
     }
 }

@@ -19,6 +19,9 @@ pub const SOCKET_VARIABLE: &str = "SWAPSERVE_PARK_SOCKET";
 /// Variable with the bytes that `cuMemGetInfo` says an engine may hold on a GPU.
 pub const BUDGET_VARIABLE: &str = "SWAPSERVE_GPU_BUDGET";
 
+/// Bytes that the pool is a whole number of.
+pub const SEGMENT: u64 = super::pool::SEGMENT;
+
 /// Variable that tells the gpu server the number of the pool's descriptor.
 const POOL_VARIABLE: &str = "SWAPSERVE_PARK_POOL";
 /// Variable that tells it that of the book of what the pool holds.
@@ -61,7 +64,7 @@ impl ParkSetup {
     /// # Errors
     /// The kernel's refusal.
     pub fn resize(&self, bytes: u64) -> io::Result<()> {
-        let bytes = bytes.next_multiple_of(super::pool::SEGMENT);
+        let bytes = bytes.next_multiple_of(SEGMENT);
         // SAFETY: the descriptor is open.
         if unsafe { libc::ftruncate(self.pool.as_raw_fd(), bytes.cast_signed()) } != 0 {
             return Err(io::Error::last_os_error());

@@ -41,6 +41,15 @@ impl ModelBuilder {
         })
     }
 
+    /// Parked while it is out, in a pool; on the host its processes take `own` GiB all the time.
+    pub(super) fn parked(mut self, own: u64) -> Self {
+        let pool = self.0.out.host;
+        self.0.resident = self.0.resident.with_host(Bytes::gib(own));
+        self.0.out = Footprint::default().with_pool(pool).with_host(Bytes::gib(own));
+        self.0.starting = self.0.resident.max(&self.0.out);
+        self
+    }
+
     pub(super) fn on(mut self, gpus: &[usize]) -> Self {
         let each = self.0.resident.on_gpu(self.0.gpus[0]);
         self.0.resident = Footprint::on_gpus(gpus, each);

@@ -322,6 +322,32 @@ fn near_the_jobs_memory_limit_the_coldest_idle_engine_is_stopped() {
 }
 
 #[test]
+fn near_the_limit_the_coldest_engine_goes_whose_end_frees_host_memory() {
+    let parked = |name, own| model(name, 20).parked(own);
+    let models = vec![parked("pooled", 0), parked("cold", 3), parked("warm", 3), model("hot", 20)];
+    let mut desk = Desk::new(models);
+    let room = |host: u64| capacity(1).with_host(Bytes::gib(host)).with_pool(Bytes::gib(60));
+    desk.tell(Event::Capacity { capacity: room(400) });
+    desk.boot();
+    for name in ["pooled", "cold", "warm", "hot"] {
+        desk.pass(60);
+        let request = desk.request(name);
+        desk.run_moves();
+        desk.release(request);
+        let model = desk.id(name);
+        desk.tell(Event::AskOut { ask: 0, model });
+        desk.run_moves();
+    }
+    desk.transcript();
+    // 26 GiB are held beside the pool, which is pinned whoever ends.
+    desk.tell(Event::Capacity { capacity: room(24) });
+    assert_eq!(desk.transcript(), "stop cold");
+    desk.finish("cold");
+    desk.tell(Event::Capacity { capacity: room(5) });
+    assert_eq!(desk.transcript(), "stop hot", "a colder one would not do, and is not needed beside it");
+}
+
+#[test]
 fn a_measure_over_the_capacity_lets_idle_engines_go() {
     let mut desk = Desk::booted(vec![model("a", 30), model("b", 40)]);
     let b = desk.id("b");
