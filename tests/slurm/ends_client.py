@@ -3,7 +3,7 @@
 
     ends_client.py STATE FOLDER
 
-Leaves a process in a session of its own, as commands do that nobody would want to run. Takes all memory there is on
+The engines on the GPU are then as those on the CPU are: out, streaming, or on their way. Leaves a process in a session of its own, as commands do that nobody would want to run. Takes all memory there is on
 USR2; exits, or stops the run, when the folder has a file `exit` or `stop`.
 """
 
@@ -19,14 +19,41 @@ import urllib.request
 from pathlib import Path
 
 
+# The driver is slow from here on, and a checkpoint takes so long that an end meets the gpu server in that call.
+SLOW = """cuMemExportToShareableHandle delay=500
+cuMemMap delay=500
+cuCheckpointProcessCheckpoint delay=15000
+cuCheckpointProcessRestore delay=3000
+"""
+
+
+def post(path, body):
+    headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "Content-Type": "application/json"}
+    url = os.environ["OPENAI_BASE_URL"].removesuffix("/v1") + path
+    return urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers))
+
+
 def ask(model, stream=False):
     body = {"model": model, "messages": [{"role": "user", "content": "count"}], "stream": stream}
-    headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "Content-Type": "application/json"}
-    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    if stream:
+        body |= {"max_tokens": 100_000, "pause_ms": 50}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers))
+        return post("/v1/chat/completions", body)
     except urllib.error.HTTPError as refused:
         sys.exit(f"{model}: {refused.read().decode()}")
+
+
+def move_to_and_fro(model):
+    while True:
+        for way in ("out", "in"):
+            try:
+                post(f"/swapserve/v1/swap/{way}", {"model": model}).read()
+            except OSError:
+                time.sleep(0.1)
+
+
+def in_background(run, *arguments):
+    threading.Thread(target=run, args=arguments, daemon=True).start()
 
 
 def state_of(model):
@@ -45,8 +72,8 @@ def main():
     signal.signal(signal.SIGUSR2, take_all_memory)
     subprocess.Popen(["sleep", "300"], start_new_session=True, stdin=subprocess.DEVNULL)
     if state == "streaming":
-        stream = ask("one", stream=True)
-        threading.Thread(target=lambda: list(stream), daemon=True).start()
+        for model in ("one", "three", "four"):
+            in_background(list, ask(model, stream=True))
     else:
         ask("one").read()
     if state == "swapping":
@@ -54,9 +81,17 @@ def main():
         for model in ("one", "two"):
             subprocess.check_call(["swapserve", "swap", "out", model, "--quiet"])
         (folder / "hold").touch()
-        threading.Thread(target=ask, args=["two"], daemon=True).start()
+        in_background(ask, "two")
         while state_of("two") != "swapping_in":
             time.sleep(0.05)
+        (folder / "gpus/faults").write_text(SLOW)
+        for model in ("three", "four"):
+            in_background(move_to_and_fro, model)
+        while state_of("four") != "swapping_out":
+            time.sleep(0.05)
+    if state == "idle":
+        for model in ("three", "four"):
+            post("/swapserve/v1/swap/out", {"model": model}).read()
     (folder / "reached").touch()
     while not (folder / "exit").exists():
         if (folder / "stop").exists():

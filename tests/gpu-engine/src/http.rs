@@ -86,7 +86,10 @@ fn answer(
     let path = target.split('?').next().unwrap_or_default();
     let done = |result: Result<(), String>| result.map(|()| json!({"ok": true}));
     let result = match (method, path) {
-        ("GET", "/health" | "/ping") => Ok(json!({})),
+        ("GET", "/health" | "/ping") => match &engine.options.hold {
+            Some(file) if std::path::Path::new(file).exists() => return respond(writer, 503, &json!({})),
+            _ => Ok(json!({})),
+        },
         ("GET", "/v1/models") => {
             Ok(json!({"object": "list", "data": [{"id": engine.options.model, "object": "model"}]}))
         }

@@ -12,6 +12,7 @@
 //! | `--managed` | the weights are managed memory (UVM) |
 //! | `--imported` | a worker imports 64 MiB that this process exports as a file descriptor |
 //! | `--ipc` | a worker maps 64 MiB that this process shares by a legacy IPC handle |
+//! | `--hold FILE` | `/health` says 503 while the file is there |
 //! | `--reach WAY` | how the driver's functions are found: `dlsym`, `address`, `address-v2`, `linked`, `deepbind` |
 //! | `--bus` | serves nothing: prints the speed of pinned copies as JSON and ends |
 //! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |

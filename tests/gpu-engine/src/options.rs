@@ -21,6 +21,8 @@ pub struct Options {
     pub imported: bool,
     /// A worker maps memory by legacy IPC handle.
     pub ipc: bool,
+    /// Loading, as far as `/health` tells, while this file is there.
+    pub hold: Option<String>,
     /// Print NVIDIA descriptors and mappings.
     pub print_maps: bool,
     /// Measure the bus and end.
@@ -51,6 +53,7 @@ impl Options {
                 "--managed" => options.managed = true,
                 "--imported" => options.imported = true,
                 "--ipc" => options.ipc = true,
+                "--hold" => options.hold = Some(value()?),
                 "--print-maps" => options.print_maps = true,
                 "--bus" => options.bus = true,
                 // What vLLM is given; this engine always can.

@@ -29,7 +29,7 @@ class Lab:
     def __init__(self, tracker, at_once):
         self.tracker, self.at_once = tracker, at_once
         stop()
-        options = ["--proctrack", tracker, "--nodes", str(at_once + SLOW_NODES), "--gpus", "0", "--wait", "600"]
+        options = ["--proctrack", tracker, "--nodes", str(at_once + SLOW_NODES), "--gpus", "2", "--wait", "600"]
         options += [word for line in CONF for word in ("--conf", line)]
         subprocess.run([CLUSTER, "start", *options], check=True)
         os.environ["SLURM_CONF"] = re.search(r"SLURM_CONF=(\S+)", said(CLUSTER, "env"))[1]
@@ -93,9 +93,9 @@ def end_one(name, state, tracker, node, kill_wait):
         processes, sockets, shm, files = left
         secrets = job.key_files(since) | {str(path) for path in files}
         counts = dict(zip(COUNTED, map(len, (processes, sockets, shm, secrets))))
-        row |= {"seconds": round(seconds, 2), **counts}
-        if job.stream:
-            row["stream"] = job.stream.ended()
+        row |= {"seconds": round(seconds, 2), **counts, "had": job.had, "models": job.states}
+        if job.streams:
+            row["streams"] = {model: stream.ended() for model, stream in job.streams.items()}
         row["clean"] = not any(counts.values()) and seconds < kill_wait
         shown = [*map(str, processes), *sockets, *shm, *secrets]
         return row, shown if row["clean"] else shown + job.log().splitlines()[-14:]
@@ -139,7 +139,7 @@ def heads():
 def show(row, shown):
     counts = " ".join(f"{row.get(key, '?'):>9}" for key in ["seconds", *COUNTED])
     verdict = "ok" if row["clean"] else "FAIL"
-    stream = f"  stream {row['stream']}" if "stream" in row else ""
+    stream = "  streams " + "/".join(row["streams"].values()) if "streams" in row else ""
     print(f"{verdict:4} {row['end']:23} {row['tracker']:9} {row['state']:9} {counts}{stream}", flush=True)
     if not row["clean"]:
         lines = [row.get("error", ""), *shown]
