@@ -317,7 +317,7 @@ pub struct LogsArgs {
 /// `stop`.
 #[derive(Clone, Debug, Args)]
 pub struct StopArgs {
-    /// Longest time requests in flight may take to finish, such as 30s.
+    /// How long to wait for the service's end, such as 30s; it ends all the same. Default 1m.
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
     /// The service.

@@ -18,7 +18,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Finds the service: the named endpoint file, this job's, or the only one that lives.
+    /// Finds the service: the named endpoint file, this job's, or outside a job the only one that lives.
     pub fn find(args: &EndpointArgs) -> Result<Self, Error> {
         let env = Env::of_process();
         let (job, node) = (env.get("SLURM_JOB_ID"), env.get("SLURMD_NODENAME"));
@@ -31,7 +31,17 @@ impl Client {
     }
 
     /// Over the Unix socket where it can be reached (same node), else over TCP.
+    ///
+    /// # Errors
+    /// Where it listens on the loopback address of another node: whoever listens there on this one would get the key.
     pub fn open(endpoint: Endpoint) -> Result<Self, Error> {
+        if !endpoint.is_reachable() {
+            let message =
+                format!("the service listens on {} for its own node {} only", endpoint.url, endpoint.node);
+            return Err(Error::new(Exit::Unavailable, message).remedy(
+                "`srun --overlap --jobid JOB` runs this command there; with `[router] host = \"0.0.0.0\"` every node can reach it",
+            ));
+        }
         let mut builder = blocking::Client::builder().timeout(ANSWER_TIMEOUT).no_proxy();
         let mut base = endpoint.url.trim_end_matches("/v1").to_owned();
         if let Some(socket) = endpoint.socket.as_ref().filter(|path| path.exists()) {

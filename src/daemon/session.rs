@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::Plan,
     gpu::GpuClient,
-    job::{self, Endpoint, Job, Published, RunDir, RunDirError},
+    job::{self, Endpoint, Job, Pointer, Published, RunDir, RunDirError},
     process::{self, ProcFs, SpawnError, Spawner, Tree},
     router::{self, Listeners, RouterConfig, auth::Key},
     scheduler::{Bounds, Event, Scheduler, Setup},
@@ -26,7 +26,7 @@ use crate::{
 use futures_util::future::{FusedFuture as _, FutureExt as _};
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -137,6 +137,8 @@ pub struct Session {
     workers: JoinSet<()>,
     _work: EngineThreads,
     _janitor: Option<OwnedFd>,
+    /// Where the run's places are, for whoever tidies up after a kill.
+    _pointer: Option<Pointer>,
     endpoint: Published,
     run_dir: RunDir,
     /// The gpu server ends with its last client: after the engines.
@@ -244,10 +246,17 @@ impl Session {
         let endpoint = endpoint
             .publish(options.endpoint_file.as_deref(), job.one_of_several())
             .map_err(SessionError::RunDir)?;
+        // Where the sweep does not look of itself.
+        let elsewhere = options.run_dir.is_some() || options.endpoint_file.is_some();
+        let pointer = elsewhere
+            .then(|| Pointer::leave(job.id().as_deref(), run_dir.path(), endpoint.path()))
+            .transpose()
+            .map_err(SessionError::RunDir)?;
         core.post(Event::Boot);
         Ok(Session {
             endpoint_file: endpoint.path().to_owned(),
             _work: work,
+            _pointer: pointer,
             _janitor: janitor,
             core,
             facts,
@@ -428,7 +437,11 @@ async fn listen(plan: &Plan, job: &Job, run_dir: &RunDir) -> Result<(Listeners, 
         listeners.unix(path).map_err(failed(path.display().to_string()))?;
     }
     // Clients on other nodes need a name, not «every address».
-    let host = if bound.ip().is_unspecified() { job.node.clone() } else { bound.ip().to_string() };
+    let host = match bound.ip() {
+        ip if ip.is_unspecified() => job.node.clone(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+        IpAddr::V4(ip) => ip.to_string(),
+    };
     let facts = RunFacts {
         job: job.id(),
         restarts: job.slurm.as_ref().map_or(0, |slurm| slurm.restarts),

@@ -8,6 +8,7 @@ use super::rundir::{RunDirError, write_private};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -66,8 +67,10 @@ pub enum FindError {
         path: PathBuf,
     },
     /// None lives.
-    #[error("no run of yours is published in {}", dir.display())]
+    #[error("no run {whose} is published in {}", dir.display())]
     None {
+        /// `of yours`, or of which job.
+        whose: String,
         /// Where was looked.
         dir: PathBuf,
     },
@@ -80,6 +83,14 @@ pub enum FindError {
 }
 
 impl Endpoint {
+    /// Whether it can be reached from this node: what listens on the loopback address of another node is somebody else's here.
+    pub fn is_reachable(&self) -> bool {
+        let host =
+            self.url.strip_prefix("http://").and_then(|rest| rest.rsplit_once(':')).map(|(host, _)| host);
+        let address = host.and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+        self.node == this_node() || !address.is_some_and(|address| address.is_loopback())
+    }
+
     /// Whether its process still runs. On another node this cannot be seen: it counts as alive.
     pub fn is_alive(&self) -> bool {
         if self.node != this_node() {
@@ -160,8 +171,8 @@ impl Drop for Published {
     }
 }
 
-/// Finds a run: the named file, this job's (on `node`, where it has one on each of several), or the only one that lives. Files
-/// of runs that are gone are passed over.
+/// Finds a run: the named file, this job's (on `node`, where it has one on each of several), or outside a job the only one that
+/// lives. Files of runs that are gone are passed over.
 ///
 /// # Errors
 /// See [`FindError`].
@@ -186,12 +197,13 @@ fn find_in(dir: PathBuf, job: Option<&str>, node: Option<&str>) -> Result<Endpoi
         .filter_map(|path| Some((path.clone(), read(&path).ok()?)))
         .filter(|(_, found)| found.is_alive())
         .collect();
-    // Of this job there may be one on another node.
-    if alive.iter().any(|(_, found)| found.job.as_deref() == job) {
-        alive.retain(|(_, found)| found.job.as_deref() == job);
-    }
+    // Inside a job another job's run is never meant unless it is named: `stop` would end it.
+    alive.retain(|(_, found)| job.is_none() || found.job.as_deref() == job);
     match alive.len() {
-        0 => Err(FindError::None { dir }),
+        0 => Err(FindError::None {
+            whose: job.map_or_else(|| "of yours".to_owned(), |job| format!("of job {job}")),
+            dir,
+        }),
         1 => Ok(alive.remove(0).1),
         _ => Err(FindError::Several {
             files: alive.iter().map(|(path, _)| path.display().to_string()).collect(),
@@ -285,6 +297,21 @@ mod tests {
         assert!(matches!(find(Some("7"), None), Err(FindError::Several { files }) if files.len() == 2));
         written(dir.path(), "9.json", &Endpoint { job: Some("9".into()), ..run(9) });
         assert!(matches!(find(Some("7"), Some("n3")), Err(FindError::Several { files }) if files.len() == 2));
+        let error = find(Some("8"), Some("n1")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("no run of job 8 is published in"),
+            "another job's is never meant: {error}"
+        );
+    }
+
+    #[test]
+    fn a_loopback_address_is_its_own_nodes() {
+        let of = |url: &str, node: &str| {
+            Endpoint { url: url.into(), node: node.into(), ..endpoint() }.is_reachable()
+        };
+        assert!(of("http://127.0.0.1:8000/v1", &this_node()));
+        assert!(!of("http://127.0.0.1:8000/v1", "elsewhere") && !of("http://[::1]:8000/v1", "elsewhere"));
+        assert!(of("http://10.0.0.7:8000/v1", "elsewhere") && of("http://n7:8000/v1", "elsewhere"));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use super::{
     endpoint::{self, start_time, this_node},
-    rundir,
+    pointer, rundir,
 };
 use crate::process::{self, SHARED_LIST, SharedFile};
 use serde::{Deserialize, Serialize};
@@ -63,8 +63,19 @@ impl Owner {
         serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
     }
 
+    /// The same process, gone: its pid is another's now.
+    #[cfg(test)]
+    pub(super) fn gone(self) -> Self {
+        Owner { started: 1, ..self }
+    }
+
+    /// Whether it is this process of its node.
+    pub(super) fn is_of(&self, pid: u32, started: u64) -> bool {
+        (self.pid, self.started) == (pid, started)
+    }
+
     /// Whether it is certain that the process is gone.
-    fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.node == this_node()
             && self.namespace == pid_namespace()
             && start_time(self.pid) != Some(self.started)
@@ -97,9 +108,10 @@ impl fmt::Display for Swept {
 /// Blocks, a few milliseconds where nothing was left.
 pub fn sweep(job: Option<&str>) -> Vec<Swept> {
     let mut swept = Vec::new();
-    for parent in rundir::parents() {
+    for parent in rundir::swept_parents() {
         swept.extend(sweep_run_dirs(&parent, job));
     }
+    swept.extend(pointer::sweep(&endpoint::home_dir(), job));
     swept.extend(sweep_endpoints(&endpoint::home_dir(), job));
     swept
 }
@@ -111,7 +123,7 @@ pub fn sweep_own() {
 
 /// Removes one run's; the caller has seen that its daemon is gone. The directory goes last: as long as it is there, somebody
 /// else can finish the work.
-fn sweep_run(dir: &Path) -> Vec<Swept> {
+pub(super) fn sweep_run(dir: &Path) -> Vec<Swept> {
     let Some(owner) = Owner::read(dir) else { return Vec::new() };
     // The key first: an epilog may be killed at any moment.
     let _ = fs::remove_file(rundir::key_file(dir));
@@ -168,13 +180,19 @@ fn sweep_endpoints(dir: &Path, job: Option<&str>) -> Vec<Swept> {
     swept
 }
 
-fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
+pub(super) fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// Whether it is a run directory of this user whose run is certainly gone.
 pub(super) fn is_abandoned(path: &Path) -> bool {
     is_own_dir(path) && Owner::read(path).is_some_and(|owner| owner.is_gone())
+}
+
+/// A real file, not a link to one, of this user.
+pub(super) fn is_own_file(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_file() && found.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// A real directory, not a link to one, of this user.

@@ -11,6 +11,7 @@
 //! | `signals` | what Slurm and operators send |
 //! | `doctor` | what of the site weakens a guarantee, and the remedy |
 //! | `leftovers` | what a killed run of this same job could not remove |
+//! | `pointer` | where a killed run's places are, if not where the sweep looks |
 //! | `endpoint` | the endpoint file (0600): how other shells find the run |
 //!
 //! Everything is read from an [`Env`] and a `/proc` root that are arguments, so that each site can be replayed.
@@ -20,6 +21,7 @@ pub mod endpoint;
 pub mod gpus;
 pub mod leftovers;
 pub mod memory;
+mod pointer;
 pub mod rundir;
 pub mod signals;
 pub mod site;
@@ -29,6 +31,7 @@ pub mod tasks;
 pub use doctor::doctor;
 pub use endpoint::{Endpoint, FindError, Published};
 pub use gpus::Gpus;
+pub use pointer::Pointer;
 pub use rundir::{RunDir, RunDirError};
 pub use signals::{JobSignal, JobSignals};
 pub use slurm::{Env, Slurm};

@@ -58,7 +58,7 @@ pub enum RunDirError {
 }
 
 impl RunDir {
-    /// Makes `wanted`, or a new directory in `$XDG_RUNTIME_DIR`, `$TMPDIR` or `/tmp`, whichever is short enough and can be
+    /// Makes `wanted`, or a new directory in `$TMPDIR` or `/tmp`, whichever is short enough and can be
     /// written. A directory that is already there must be this
     /// user's, and empty or left by a run that was killed.
     ///
@@ -167,10 +167,17 @@ pub(super) fn name_prefix(job: Option<&str>) -> String {
     format!("swapserve-{}-", job.unwrap_or("local"))
 }
 
-/// Where run directories are made, the best place first.
-pub(super) fn parents() -> impl Iterator<Item = PathBuf> {
-    let named = ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    named.chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute())
+/// Where run directories are made, the best place first. Not in `$XDG_RUNTIME_DIR`: logind removes that when the user's last
+/// shell on the node ends, whatever else of his runs there.
+fn parents() -> impl Iterator<Item = PathBuf> {
+    let named = std::env::var_os("TMPDIR").map(PathBuf::from);
+    named.into_iter().chain([PathBuf::from("/tmp")]).filter(|parent| parent.is_absolute())
+}
+
+/// Where killed runs may have left theirs; earlier versions used `$XDG_RUNTIME_DIR` as well.
+pub(super) fn swept_parents() -> impl Iterator<Item = PathBuf> {
+    let earlier = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    parents().chain(earlier.filter(|parent| parent.is_absolute()))
 }
 
 /// Whether a directory that is already there may be used.

@@ -51,7 +51,7 @@ impl Binding {
     ///
     /// # Errors
     /// [`BindError`]; `EINVAL` when the job's cpuset has none of the cores or nodes any more. A kernel that
-    /// has no NUMA support, or does not know `MPOL_PREFERRED_MANY` (before 5.15), leaves memory as it is.
+    /// has no NUMA support, does not know `MPOL_PREFERRED_MANY` (before 5.15) or lets nobody choose (a container) leaves memory as it is.
     pub fn apply(&self) -> Result<(), BindError> {
         if !self.cpus.is_empty() {
             let size = std::mem::size_of_val(self.cpus.as_slice());
@@ -71,7 +71,8 @@ impl Binding {
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            Some(libc::ENOSYS) => Ok(()),
+            // EPERM: a container whose seccomp profile has no NUMA calls; `doctor` warns.
+            Some(libc::ENOSYS | libc::EPERM) => Ok(()),
             Some(libc::EINVAL) if mode == MPOL_PREFERRED_MANY => Ok(()),
             _ => Err(BindError::Memory(error)),
         }
