@@ -82,7 +82,7 @@ impl Bench {
             match effect {
                 Effect::Warm { .. } => {}
                 Effect::Start { model } => self.moves.push(Event::Started { model, measure: measure(model) }),
-                Effect::SwapIn { model } => {
+                Effect::SwapIn { model, .. } => {
                     self.moves.push(Event::SwappedIn { model, measure: measure(model) })
                 }
                 Effect::SwapOut { model, .. } => {

@@ -3,7 +3,9 @@
 use super::{History, Journal, Order, Report, RunFacts, SwapRow, history, report::EngineView};
 use crate::{
     config::Plan,
+    gpu::park::call::Beside,
     scheduler::{Effect, EngineFault, Event, Rejection, Scheduler},
+    swap::Switch,
     units::{ModelId, Moment, RequestId},
 };
 use std::{
@@ -33,6 +35,8 @@ pub(super) struct Slot {
     pub(super) view: Arc<EngineView>,
     /// True once the engine that leases were given on is gone; a new channel for each engine.
     lost: watch::Sender<bool>,
+    /// Number of its last swap-out.
+    out: u64,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -60,6 +64,8 @@ pub(super) struct State {
     asks: HashMap<u64, oneshot::Sender<Result<(), String>>>,
     /// Events that came up while effects were carried out.
     pending: VecDeque<Event>,
+    /// Swap-outs so far.
+    outs: u64,
     effects: Vec<Effect>,
     wake: Option<Moment>,
     stepping: bool,
@@ -78,6 +84,7 @@ impl Core {
             name: Arc::from(model.name.as_str()),
             view: Arc::default(),
             lost: watch::channel(false).0,
+            out: 0,
             orders,
         });
         let state = State {
@@ -89,6 +96,7 @@ impl Core {
             waiting: HashMap::new(),
             asks: HashMap::new(),
             pending: VecDeque::new(),
+            outs: 0,
             effects: Vec::new(),
             wake: None,
             stepping: false,
@@ -307,9 +315,19 @@ impl State {
             Effect::Start { model } => self.order(model, Order::Start),
             Effect::Stop { model } => self.order(model, Order::Stop),
             Effect::SwapOut { model, in_flight, free } => {
-                self.order(model, Order::SwapOut { in_flight, free })
+                self.outs += 1;
+                self.slots[model.index()].out = self.outs;
+                let switch = Switch::Gives(self.outs);
+                self.order(model, Order::SwapOut { in_flight, free, switch })
             }
-            Effect::SwapIn { model } => self.order(model, Order::SwapIn),
+            Effect::SwapIn { model, early } => {
+                let switch = early.map_or(Switch::Alone, |early| {
+                    let outs = early.from.iter().map(|from| self.slots[from.index()].out).collect();
+                    let room = early.room.iter().map(|bytes| bytes.0).collect();
+                    Switch::Takes(Beside { outs, room })
+                });
+                self.order(model, Order::SwapIn { switch })
+            }
             Effect::Dispatch { request, model, waited, swapping } => {
                 let granted =
                     self.waiting.remove(&request).map(|to| to.send(Ok(Grant { model, waited, swapping })));
@@ -333,7 +351,7 @@ impl State {
     }
 
     fn order(&mut self, model: ModelId, order: Order) {
-        if self.slots[model.index()].orders.send(order).is_err() {
+        if let Err(mpsc::error::SendError(order)) = self.slots[model.index()].orders.send(order) {
             // The worker's task is gone (it panicked): its engine cannot be moved any more.
             let detail = format!(
                 "the worker of {} is gone; this is a defect, please report it",
@@ -345,7 +363,7 @@ impl State {
                 Order::Start => Event::StartFailed { model, fault },
                 Order::Stop => Event::Stopped { model },
                 Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true },
-                Order::SwapIn => Event::SwapInFailed { model, fault, lost: true },
+                Order::SwapIn { .. } => Event::SwapInFailed { model, fault, lost: true },
             });
         }
     }

@@ -5,13 +5,14 @@ use crate::{
     engine::Reading,
     router::gate::Upstream,
     scheduler::Event,
+    swap::Switch,
     units::{Bytes, MechanismKind, ModelId},
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// What the core asks of a model's worker. One at a time: the scheduler gives no second order before the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Read the files it will read at its start; the next order does not wait for that.
     Warm,
@@ -25,9 +26,14 @@ pub enum Order {
         in_flight: u32,
         /// Bytes to free on each GPU at least, where the mechanism can do less than all.
         free: Option<Bytes>,
+        /// For others to take part in.
+        switch: Switch,
     },
     /// Swap it in.
-    SwapIn,
+    SwapIn {
+        /// What it takes part in.
+        switch: Switch,
+    },
 }
 
 /// What a worker tells the core.

@@ -114,8 +114,9 @@ impl Worker {
             }
             // The engine has ended since this was asked for, and that has been reported.
             Order::SwapOut { .. } if self.engine.running().is_none() => {}
-            Order::SwapIn if !self.swapper.is_out() => {}
-            Order::SwapOut { in_flight, free } => {
+            Order::SwapIn { .. } if !self.swapper.is_out() => {}
+            Order::SwapOut { in_flight, free, switch } => {
+                self.swapper.take_part(switch);
                 match self.swapper.swap_out(&mut self.engine, in_flight, free).await {
                     Ok(measure) => self.report(Event::SwappedOut { model, measure }, Stage::Ready, ""),
                     Err(fault) => {
@@ -125,14 +126,17 @@ impl Worker {
                     }
                 }
             }
-            Order::SwapIn => match self.swapper.swap_in(&mut self.engine).await {
-                Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
-                Err(fault) => {
-                    let (fault, lost) = told(fault);
-                    let note = fault.detail.clone();
-                    self.report(Event::SwapInFailed { model, fault, lost }, Stage::Ready, &note);
+            Order::SwapIn { switch } => {
+                self.swapper.take_part(switch);
+                match self.swapper.swap_in(&mut self.engine).await {
+                    Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
+                    Err(fault) => {
+                        let (fault, lost) = told(fault);
+                        let note = fault.detail.clone();
+                        self.report(Event::SwapInFailed { model, fault, lost }, Stage::Ready, &note);
+                    }
                 }
-            },
+            }
         }
     }
 

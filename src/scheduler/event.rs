@@ -75,14 +75,28 @@ pub enum Effect {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         free: Option<Bytes>,
     },
-    /// Swap the engine in; the bytes are reserved and were seen to be free.
-    SwapIn { model: ModelId },
+    /// Swap the engine in; the bytes are reserved and were seen to be free, or (`early`) are being freed.
+    SwapIn {
+        model: ModelId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        early: Option<Early>,
+    },
     /// Grant the request its lease. `waited`: from arrival; `swapping`: the part of it in which the model swapped in.
     Dispatch { request: RequestId, model: ModelId, waited: Duration, swapping: Duration },
     /// Refuse or give up the request.
     Reject { request: RequestId, reason: Rejection },
     /// The outcome of [`Event::AskIn`] / [`Event::AskOut`]; `Err` is a sentence for a person.
     Answer { ask: u64, result: Result<(), String> },
+}
+
+/// A swap-in beside the swap-outs that make its room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Early {
+    /// Whose memory it takes. It may be reported done only when none of them can fail any more, and has to be reported
+    /// failed, with nothing taken, if one of them did.
+    pub from: SmallVec<[ModelId; 2]>,
+    /// Bytes on each of the job's GPUs that it may take before any of them has freed anything.
+    pub room: SmallVec<[Bytes; 8]>,
 }
 
 /// Why a request is not served.

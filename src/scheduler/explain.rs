@@ -114,6 +114,8 @@ pub enum What {
     WentOut { why: OutWhy, in_flight: u32 },
     /// It was stopped, because the host had no room for what it would take while out.
     Stopped { why: OutWhy },
+    /// It came in beside a swap-out that was to make its room, and went back.
+    WentBack { detail: String },
     /// Its swap-out was refused.
     RefusedToGo { detail: String, spared: Duration },
     /// It failed.

@@ -11,11 +11,12 @@ impl Scheduler {
     /// Checks the whole state against itself; `Err` says what is broken. For tests and debugging: it looks at every
     /// request.
     pub fn check_invariants(&self) -> Result<(), String> {
-        self.ledger.check(self.models.iter().map(|model| &model.held))?;
+        self.ledger.check(self.models.iter().map(|model| &model.held), &self.claimed())?;
         for model in &self.models {
             self.check_model(model).map_err(|broken| format!("{}: {broken}", model.spec.name))?;
         }
         self.check_quiet()?;
+        self.check_early()?;
         self.check_warm()?;
         let mut waiting = vec![0; self.models.len()];
         let mut leased = vec![0; self.models.len()];

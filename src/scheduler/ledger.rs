@@ -1,7 +1,8 @@
 //! What the job has and what its engines hold of it.
 //!
 //! Every engine always holds a footprint: that of its state, or in a transition the larger of both ends, resource by
-//! resource. [`Ledger::reserve`] is the only way in which a decision takes more, and it refuses to go over capacity;
+//! resource. [`Ledger::reserve`] is the way in which a decision takes more, and it refuses to go over capacity;
+//! [`Ledger::lend`] goes over it by what is being freed (`early.rs`);
 //! [`Ledger::correct`] takes over what was measured, which may be more than was promised.
 
 use crate::units::Footprint;
@@ -53,6 +54,16 @@ impl Ledger {
         true
     }
 
+    /// Grows `held` to `next` though a part of that is still to be freed: what is claimed of it, see [`Ledger::check`].
+    pub(super) fn lend(&mut self, held: &mut Footprint, next: Footprint) {
+        self.replace(held, next);
+    }
+
+    /// By whatever it is over the capacity now, no decision is to blame.
+    pub(super) fn excuse(&mut self) {
+        self.excused = self.is_over();
+    }
+
     /// Sets `held` to what was measured, or to what a finished move left.
     pub(super) fn correct(&mut self, held: &mut Footprint, measured: Footprint) {
         let grows = !measured.within(held);
@@ -92,13 +103,18 @@ impl Ledger {
         LedgerView { capacity: self.capacity.clone(), used: self.used.clone(), over: self.over() }
     }
 
-    /// The sum is right, and only measured footprints or a shrunken capacity put it over.
-    pub(super) fn check<'a>(&self, held: impl Iterator<Item = &'a Footprint>) -> Result<(), String> {
+    /// The sum is right, and only measured footprints, a shrunken capacity, or what is `claimed` of that which is being
+    /// freed put it over.
+    pub(super) fn check<'a>(
+        &self,
+        held: impl Iterator<Item = &'a Footprint>,
+        claimed: &Footprint,
+    ) -> Result<(), String> {
         let sum = held.fold(Footprint::default(), |sum, one| sum.plus(one));
         if !sum.minus(&self.used).is_zero() || !self.used.minus(&sum).is_zero() {
             return Err(format!("the ledger says {} but the engines hold {sum}", self.used));
         }
-        if self.is_over() && !self.excused {
+        if !self.over().within(claimed) && !self.excused {
             return Err(format!("over capacity by {} through a decision", self.over()));
         }
         Ok(())
@@ -122,7 +138,7 @@ mod tests {
         assert!(!ledger.reserve(&mut b, gpu(31)));
         assert!(b.is_zero());
         assert!(ledger.reserve(&mut b, gpu(30)));
-        ledger.check([&a, &b].into_iter()).unwrap();
+        ledger.check([&a, &b].into_iter(), &Footprint::default()).unwrap();
     }
 
     #[test]
@@ -131,7 +147,7 @@ mod tests {
         let (mut a, mut b) = (Footprint::default(), Footprint::default());
         assert!(ledger.reserve(&mut a, gpu(50)));
         ledger.correct(&mut a, gpu(81));
-        ledger.check([&a].into_iter()).unwrap();
+        ledger.check([&a].into_iter(), &Footprint::default()).unwrap();
         assert!(!ledger.reserve(&mut b, gpu(1)));
         assert!(ledger.reserve(&mut b, Footprint::default().with_host(Bytes::gib(1))), "another resource");
         ledger.correct(&mut a, gpu(80));

@@ -29,6 +29,7 @@ impl Scheduler {
             _ => return,
         }
         model.learn(measure);
+        (model.ahead, model.patient) = (None, false);
         let resident = model.resident.clone();
         self.ledger.correct(&mut model.held, resident);
         model.way_in = Some(model.since);
@@ -63,6 +64,7 @@ impl Scheduler {
         self.ledger.correct(&mut model.held, left);
         model.enter(State::Out, now);
         model.answer_asks_out(Ok(()), fx);
+        self.redeem(id, false);
         self.settle(now, fx);
     }
 
@@ -87,11 +89,12 @@ impl Scheduler {
         model.history.note(now, What::RefusedToGo { detail: fault.detail.clone(), spared });
         model.answer_asks_out(Err(&fault.detail), fx);
         model.faults.last = Some(fault);
+        self.redeem(id, true);
         self.dispatch_waiting(id, now, fx);
         self.settle(now, fx);
     }
 
-    /// A swap-in failed and the engine is out as before: tried again after a delay.
+    /// A swap-in failed and the engine is out as before: tried again after a delay, or at once if it came early.
     pub(super) fn stayed_out(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
         let model = &mut self.models[id.index()];
         if model.state != State::SwappingIn {
@@ -101,6 +104,11 @@ impl Scheduler {
         self.ledger.correct(&mut model.held, left);
         model.enter(State::Out, now);
         model.answer_asks_out(Ok(()), fx);
+        if model.ahead.take().is_some() {
+            model.patient = true;
+            model.history.note(now, What::WentBack { detail: fault.detail });
+            return self.settle(now, fx);
+        }
         self.failed(id, fault, now, fx);
     }
 
@@ -168,10 +176,12 @@ impl Scheduler {
     fn vacate(&mut self, id: ModelId, now: Moment) {
         let model = &mut self.models[id.index()];
         self.ledger.correct(&mut model.held, Footprint::default());
+        model.ahead = None;
         model.enter(State::Cold, now);
         model.leases = 0;
         model.life += 1;
         model.warm.forget();
+        self.redeem(id, false);
     }
 
     /// Notes a failure: tried again after a delay that doubles, or given up.

@@ -29,7 +29,10 @@
 //! The rules, each in the file that carries it out:
 //!
 //! - *Room* ([`mod@ledger`]): a move reserves all it needs before it begins, and what it frees counts when it is
-//!   reported done. Only a measured footprint can be over the capacity; then nothing more begins there.
+//!   reported done. Only a measured footprint can be over the capacity, or one that claims what is being freed; then
+//!   nothing more begins there.
+//! - *Switches* ([`mod@early`]): a swap-in need not wait for the report where both engines are parked: it claims what is
+//!   being freed, and is out again if that fails.
 //! - *Order* ([`mod@placement`]): whoever waits longest is placed first, and what it needs stays promised to it.
 //! - *Victims* ([`mod@policy`]): the cheapest set that covers what is missing; idle before busy; never a pinned one.
 //! - *Parts*: a victim whose mechanism can frees only what is missing and is `Out` all the same; it frees more (from `Out`
@@ -54,6 +57,7 @@
 mod admission;
 mod deadline;
 mod demand;
+mod early;
 pub mod event;
 mod explain;
 mod invariants;
@@ -73,7 +77,7 @@ mod view;
 mod warm;
 mod wording;
 
-pub use event::{Effect, EngineFault, Event, Rejection, SwapMeasure};
+pub use event::{Early, Effect, EngineFault, Event, Rejection, SwapMeasure};
 pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, Reason, What};
 pub use ledger::LedgerView;
 pub use spec::{Bounds, ModelSpec, RestartPolicy, Setup};

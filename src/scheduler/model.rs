@@ -2,6 +2,7 @@
 
 use super::{
     demand::{Demand, Rate, Urgency},
+    early::Ahead,
     event::{EngineFault, SwapMeasure},
     explain::History,
     policy::at_most,
@@ -36,6 +37,12 @@ pub(super) struct Model {
     pub(super) share: Option<Bytes>,
     /// What the ledger counts for it.
     pub(super) held: Footprint,
+    /// In `SwappingOut`: what of that which it frees another one has reserved.
+    pub(super) claim: Footprint,
+    /// In `SwappingIn`: it takes memory that is being freed.
+    pub(super) ahead: Option<Ahead>,
+    /// The last time it came in so it had to go back: it waits until its room is free.
+    pub(super) patient: bool,
     pub(super) queue: Queue,
     /// Requests on this life of the engine.
     pub(super) leases: u32,
@@ -126,6 +133,9 @@ impl Model {
             left: Footprint::default(),
             share: None,
             held: Footprint::default(),
+            claim: Footprint::default(),
+            ahead: None,
+            patient: false,
             queue: Queue::default(),
             leases: 0,
             life: 0,
@@ -223,6 +233,9 @@ impl Model {
     /// What the move under way frees when it ends.
     pub(super) fn will_free(&self) -> Footprint {
         match self.state {
+            State::SwappingIn if self.ahead.as_ref().is_some_and(|ahead| ahead.broken) => {
+                self.held.minus(&self.left)
+            }
             State::Starting | State::SwappingIn => self.held.minus(&self.resident),
             State::SwappingOut => {
                 let all = self.held.minus(&self.out);

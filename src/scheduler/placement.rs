@@ -1,7 +1,7 @@
 //! Who comes in and who goes: the one decision, made afresh from the whole state.
 //!
 //! Everybody who wants in is looked at in order: the more urgent first, then who has waited longest. Each one either
-//! fits and begins; or waits for frees that are under way; or has victims chosen for it; or waits for the moment from
+//! fits and begins; or waits for frees that are under way (or takes part in them, `early.rs`); or has victims chosen for it; or waits for the moment from
 //! which a busy engine may be closed. What it needs stays promised to it: whoever comes later begins only if that leaves
 //! the promise whole, so small models pass a big one only where they do not delay it.
 //!
@@ -52,16 +52,18 @@ impl Scheduler {
             next: Vec::new(),
         };
         self.wanting = false;
+        let mut in_order = Vec::new();
         if !self.draining {
             self.relieve(now, &mut line);
-            let in_order = self.line_up(now);
+            in_order = self.line_up(now);
             for (demand, id) in &in_order {
                 self.place_one(now, *id, *demand, &mut line, fx);
             }
-            let in_order: Vec<ModelId> = in_order.into_iter().map(|(_, id)| id).collect();
-            self.read_ahead(&in_order, fx);
+            let ids: Vec<ModelId> = in_order.iter().map(|(_, id)| *id).collect();
+            self.read_ahead(&ids, fx);
         }
         self.close_and_open(now, &line.victims, fx);
+        self.come_in_early(&in_order, now, fx);
     }
 
     /// Everybody who wants in and could come in, in order.
@@ -170,7 +172,7 @@ impl Scheduler {
             fx.push(Effect::Start { model: id });
         } else {
             model.enter(State::SwappingIn, now);
-            fx.push(Effect::SwapIn { model: id });
+            fx.push(Effect::SwapIn { model: id, early: None });
         }
         true
     }

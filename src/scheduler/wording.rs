@@ -99,6 +99,9 @@ impl Scheduler {
             What::Stopped { why } => {
                 format!("stopped, the host has no room for it while out: {}", because(why))
             }
+            What::WentBack { detail } => {
+                format!("went back before it was in, to wait for room ({detail})")
+            }
             What::RefusedToGo { detail, spared } => {
                 format!("could not be swapped out ({detail}); left alone for {}", seconds(*spared))
             }

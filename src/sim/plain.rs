@@ -100,7 +100,7 @@ impl Plain {
             let all = held(&self.engines, &[Place::ComingIn, Place::In, Place::Closed, Place::GoingOut]);
             if all.plus(&need).masked_by(&need).within(&self.capacity) {
                 self.engines[model.index()].place = Place::ComingIn;
-                effects.push(Effect::SwapIn { model });
+                effects.push(Effect::SwapIn { model, early: None });
             } else {
                 loop {
                     let staying = held(&self.engines, &[Place::ComingIn, Place::In]);

@@ -222,6 +222,17 @@ impl<S: Strategy> World<'_, S> {
         self.effects = effects;
     }
 
+    /// A swap-in ends after the swap-outs that it takes its memory from.
+    fn begin_in(&mut self, model: ModelId, from: &[ModelId]) {
+        let outs = self.coming.iter().filter_map(|Reverse((at, _, happening))| match happening {
+            Happening::Moved(other, Move::Out) if from.contains(other) => Some(*at),
+            _ => None,
+        });
+        let end = outs.fold(self.now + self.costs[model.index()].swap_in, Moment::max);
+        self.moving += 1;
+        self.expect(end, Happening::Moved(model, Move::In));
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         let start = match effect {
             Effect::Start { model } => self.starts_in(model),
@@ -251,8 +262,9 @@ impl<S: Strategy> World<'_, S> {
                 self.expect(self.now + start.saturating_sub(trial), Happening::Answers(model));
             }
             Effect::Stop { model } => begin(model, Move::Stop),
-            Effect::SwapIn { model } => {
-                begin(model, Move::In);
+            Effect::SwapIn { model, early } => {
+                let from = early.map(|early| early.from).unwrap_or_default();
+                self.begin_in(model, &from);
                 if let Some(swaps) = self.outcome.swaps.get_mut(model.index()) {
                     *swaps += 1;
                 }

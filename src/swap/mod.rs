@@ -38,6 +38,7 @@ pub use trial::{Trial, TrialError};
 
 use crate::{
     engine::Engine,
+    gpu::park::call::Beside,
     units::{Bytes, Footprint, MechanismKind},
 };
 use async_trait::async_trait;
@@ -65,6 +66,19 @@ pub trait Mechanism: Send + Sync {
     }
 }
 
+/// What a move is to the swaps of other engines. Only `park` knows more than [`Switch::Alone`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Switch {
+    /// Nothing.
+    #[default]
+    Alone,
+    /// A swap-out whose memory another engine may take while it is under way, known to the memory server by this number.
+    Gives(u64),
+    /// A swap-in that takes such memory. It is done only when none of those swap-outs can fail any more, and if one fails
+    /// the engine is out as before, which is no fault of its mechanism's.
+    Takes(Beside),
+}
+
 /// The course of one move: its deadline going in, its phases and bytes coming out.
 #[derive(Debug)]
 pub struct MoveLog {
@@ -74,6 +88,8 @@ pub struct MoveLog {
     pub in_flight: u32,
     /// Bytes that a swap-out has to free on each GPU at least; nothing for all of it. Only `park` can do less than all.
     pub free: Option<Bytes>,
+    /// What this move is to a swap of another engine.
+    pub switch: Switch,
     /// Phases in order, each with its time.
     pub phases: SmallVec<[(String, Duration); 8]>,
     /// Bytes that crossed the bus, where the mechanism knows.
@@ -85,7 +101,15 @@ pub struct MoveLog {
 impl MoveLog {
     /// A move that has until `deadline`.
     pub fn new(deadline: Instant, in_flight: u32) -> Self {
-        MoveLog { deadline, in_flight, free: None, phases: SmallVec::new(), moved: None, resident: None }
+        MoveLog {
+            deadline,
+            in_flight,
+            free: None,
+            switch: Switch::Alone,
+            phases: SmallVec::new(),
+            moved: None,
+            resident: None,
+        }
     }
 
     /// Runs one phase and notes its time, also when it fails.

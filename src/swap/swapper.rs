@@ -14,7 +14,7 @@
 //! is never crossed out: there is nothing below it, and whether an engine that cannot be started is given up is the
 //! scheduler's to say.
 
-use super::{Deps, Mechanism, MemoryProbe, MoveLog, SwapError, ladder, memory};
+use super::{Deps, Mechanism, MemoryProbe, MoveLog, SwapError, Switch, ladder, memory};
 use crate::{
     config::ModelPlan,
     engine::Engine,
@@ -41,6 +41,8 @@ pub struct Swapper {
     /// The rung that swapped the engine out, while it is out: only it can bring it back.
     out_by: Option<usize>,
     crossed: Vec<(MechanismKind, String)>,
+    /// What the next move is to other engines' swaps.
+    switch: Switch,
     pub(super) gpus: Arc<dyn MemoryProbe>,
     pub(super) resident: Footprint,
     /// What a whole swap-out was seen to leave.
@@ -77,6 +79,7 @@ impl Swapper {
             current: None,
             out_by: None,
             crossed: Vec::new(),
+            switch: Switch::Alone,
             gpus: deps.gpus.clone(),
             resident: Footprint::default(),
             out: None,
@@ -101,6 +104,11 @@ impl Swapper {
     /// The engine was stopped or has died: it is no longer out.
     pub fn forget(&mut self) {
         self.out_by = None;
+    }
+
+    /// The next move, and no later one, is part of a switch.
+    pub fn take_part(&mut self, switch: Switch) {
+        self.switch = switch;
     }
 
     /// Swaps the engine out, by the next rung if this one is refused for the last time.
@@ -142,8 +150,13 @@ impl Swapper {
         let Some(at) = self.out_by else {
             return Err(MoveFailed { detail: "the engine is not out".to_owned(), lost: !engine.is_alive() });
         };
+        let takes = matches!(self.switch, Switch::Takes(_));
         match self.attempt(at, engine, Way::In).await {
             Ok(measure) => Ok(measure),
+            // The room that it was promised did not come.
+            Err(error) if takes && error.unharmed => {
+                Err(MoveFailed { detail: error.to_string(), lost: false })
+            }
             Err(error) => match self.judge(at, engine, error).await {
                 Some(failed) => Err(failed),
                 None => {
@@ -185,6 +198,7 @@ impl Swapper {
         let kind = mechanism.kind();
         let begun = Instant::now();
         let mut log = MoveLog::new(begun + engine.plan.swap_timeout, 0);
+        log.switch = std::mem::take(&mut self.switch);
         if let Way::Out { in_flight, free } = way {
             (log.in_flight, log.free) = (in_flight, free);
         }

@@ -132,3 +132,68 @@ fn two_gpu_engines_with_endless_streams_take_turns_token_for_token() {
     assert!(cut[0].contains(&format!("left{:04}-", TOKENS - 1)), "all of it");
     assert_turns(journal.path(), Duration::from_millis(300));
 }
+
+/// What the journal says of moves, in its order: asked for (`out 0`, `in 1`, `early 1`) and reported (`went 0`, `came 1`;
+/// `kept 0`, `back 1` of those that failed).
+fn moves(journal: &std::path::Path) -> Vec<String> {
+    let text = std::fs::read_to_string(journal).unwrap();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let word = |line: &serde_json::Value| {
+        let early = line["effect"]["early"].is_object();
+        Some(match (line["event"]["event"].as_str(), line["effect"]["effect"].as_str()) {
+            (Some("swapped_out"), _) => "went",
+            (Some("swapped_in"), _) => "came",
+            (Some("swap_out_failed"), _) => "kept",
+            (Some("swap_in_failed"), _) => "back",
+            (_, Some("swap_out")) => "out",
+            (_, Some("swap_in")) if early => "early",
+            (_, Some("swap_in")) => "in",
+            _ => return None,
+        })
+    };
+    let of = |line: &serde_json::Value| line["event"]["model"].as_u64().or(line["effect"]["model"].as_u64());
+    lines.filter_map(|line| Some(format!("{} {}", word(&line)?, of(&line)?))).collect()
+}
+
+#[test]
+fn of_parked_engines_one_comes_in_while_the_other_goes_out_and_goes_back_if_that_fails() {
+    let Some(mut machine) = Bench::software_machine(1) else { return };
+    machine.gpus[0].bytes = 224 * MIB;
+    let bench = Bench::on(machine);
+    Bench::preload_library();
+    let journal = tempfile::NamedTempFile::new().unwrap();
+    let options = ["--journal", journal.path().to_str().unwrap()];
+    let memory = "[memory]\npool = \"512MiB\"\ngpu_headroom = \"8MiB\"\n";
+    let text = swapped("left", 100, "park") + &swapped("right", 100, "park") + memory;
+    let mut service = Service::start_with(&text, &options, &bench.environment());
+    let first = (service.answer("left"), service.answer("right"));
+    let is_out = |name: &str| eventually("the other one is out", || service.model(name)["state"] == "out");
+    is_out("left");
+    assert_eq!(service.answer("left"), first.0);
+    is_out("right");
+    bench.set_faults("cuEventSynchronize error=1 times=1\n");
+    assert_eq!(service.answer("right"), first.1, "{}", service.log());
+    let row = service.model("right");
+    assert_eq!((&row["mechanism"], &row["crossed"]), (&"park".into(), &serde_json::json!([])), "{row}");
+    is_out("left");
+    assert_eq!(service.answer("left"), first.0);
+    assert!(service.verb(&["stop"]).status.success());
+    assert_eq!(service.ended(), 0);
+    let all = moves(journal.path());
+    let place = |word: &str, turn: usize| {
+        let found = all.iter().enumerate().filter(|(_, it)| *it == word).nth(turn);
+        found.map(|(at, _)| at).unwrap_or_else(|| panic!("no {word} in {all:?}"))
+    };
+    let failed = place("kept 0", 0);
+    let (turn, rest) = (&all[failed.min(place("back 1", 0)) - 2..], 4);
+    assert_eq!(turn[..2], ["out 0", "early 1"], "{all:?}");
+    assert_eq!(
+        turn[rest..rest + 4],
+        ["out 0", "went 0", "in 1", "came 1"],
+        "then it waits for room: {all:?}"
+    );
+    // When all goes well, which of the two reports is the first says nothing.
+    let early = place("early 0", 0);
+    assert_eq!(all[early - 1], "out 1", "{all:?}");
+    assert!(place("went 1", 0) > early && place("came 0", 0) > early, "{all:?}");
+}

@@ -169,7 +169,7 @@ async fn out_is_refused_and_the_engine_goes_on() {
         }
     }
     // What a refusal of cuMemRelease leaves behind in the server or the engine is lost to the GPU; nothing else is.
-    let lost = resident - scene.garage.free().await;
+    let lost = resident.saturating_sub(scene.garage.free().await);
     assert!(lost <= 16 * MIB, "{lost}");
     scene.goes_on().await;
 }

@@ -13,3 +13,4 @@ mod garage;
 mod moves;
 mod script;
 mod sequences;
+mod switch;

@@ -17,6 +17,9 @@ pub enum ParkCall {
         wanted: Option<u64>,
         /// How long the processes may take to come to rest.
         rest_ms: u32,
+        /// Number by which others can take part ([`Beside::outs`]); 0 if nobody is to. Later ones are larger.
+        #[serde(default)]
+        number: u64,
     },
     /// Brings it back.
     In {
@@ -26,7 +29,20 @@ pub enum ParkCall {
         verify: bool,
         /// How long to wait for free device memory.
         wait_ms: u32,
+        /// To take memory that is being freed: the gate opens when none of those swap-outs can fail any more, and if one
+        /// does, what was taken is given back and the call refused.
+        #[serde(default)]
+        beside: Option<Beside>,
     },
+}
+
+/// Swap-outs that make the room for a swap-in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beside {
+    /// Their numbers.
+    pub outs: Vec<u64>,
+    /// Bytes that are free on each GPU, by its ordinal, before any of them has freed anything.
+    pub room: Vec<u64>,
 }
 
 impl ParkCall {

@@ -22,6 +22,7 @@
 //! | [`library`] | where the preload library lies, and the environment of an engine that has it |
 //! | [`server`] | the processes that have connected |
 //! | `out`, `back` | the two moves |
+//! | `switch` | one engine's memory taken by another while it goes out |
 //! | [`why`] | why an engine cannot be parked, in words |
 //! | `engine`, `link`, `wire` | one process: what is known of it, its connection, its messages |
 //! | `device`, `cuda` | a GPU: workbenches on which chunks are mapped, digested and copied |
@@ -44,6 +45,7 @@ mod pool;
 pub mod server;
 pub mod setup;
 mod slots;
+mod switch;
 pub mod why;
 #[allow(dead_code, reason = "the preload library uses the other half")]
 #[path = "../../../preload/src/wire.rs"]

@@ -34,7 +34,7 @@ struct Leaving {
 }
 
 impl MemoryServer {
-    /// Takes one process's memory out; `wanted` bytes on each GPU, or all.
+    /// Takes one process's memory out; `wanted` bytes on each GPU, or all. Others may be taking part under `number`.
     ///
     /// # Errors
     /// A refusal; the process has all its memory and goes on, unless it says that it is away: then that could not be
@@ -44,13 +44,18 @@ impl MemoryServer {
         process: &mut Process,
         wanted: Option<u64>,
         rest: Duration,
+        number: u64,
     ) -> Result<Course, Refusal> {
         let mut course = Course::new();
         let before = process.away;
-        process.link.close(rest)?;
+        process.link.close(rest).inspect_err(|_| self.switches.end(number, false))?;
         course.phase("rest");
-        let outcome = self.take_out_closed(process, wanted, &mut course);
+        let outcome = self.take_out_closed(process, wanted, number, &mut course);
         process.moved = Instant::now();
+        if outcome.is_err() {
+            // Whoever has taken of its memory gives it back.
+            self.switches.end(number, false);
+        }
         match outcome {
             Ok(()) if process.away => Ok(course),
             Ok(()) => process.link.open().map(|_| course),
@@ -58,7 +63,7 @@ impl MemoryServer {
             Err(refusal) if before => Err(refusal),
             Err(refusal) => {
                 let back = match process.away {
-                    true => self.bring_in(process, false, ROOM).map(|_| ()),
+                    true => self.bring_in(process, false, ROOM, None).map(|_| ()),
                     false => process.link.open().map(|_| ()),
                 };
                 Err(match back {
@@ -73,12 +78,13 @@ impl MemoryServer {
         &self,
         process: &mut Process,
         wanted: Option<u64>,
+        number: u64,
         course: &mut Course,
     ) -> Result<(), Refusal> {
         let entries = process.chunks(&self.pool)?;
         let stayed: u64 = entries.iter().filter(|it| it.place == Place::Shared).map(|it| it.bytes).sum();
         course.moved.stayed += stayed;
-        for device in &self.devices {
+        for (gpu, device) in self.devices.iter().enumerate() {
             let here: Vec<Entry> = entries
                 .iter()
                 .filter(|it| it.place == Place::Here && it.device == device.bus())
@@ -86,7 +92,8 @@ impl MemoryServer {
                 .collect();
             if !here.is_empty() {
                 device.enter()?;
-                self.take_out_of(device.bench()?, process, &here, wanted, course)?;
+                let freed = |bytes| self.switches.freed(number, gpu, bytes);
+                self.take_out_of(device.bench()?, process, &here, wanted, &freed, course)?;
             }
         }
         course.moved.pool = process.pool_bytes();
@@ -99,6 +106,7 @@ impl MemoryServer {
         process: &mut Process,
         here: &[Entry],
         wanted: Option<u64>,
+        freed: &dyn Fn(u64),
         course: &mut Course,
     ) -> Result<(), Refusal> {
         let numbers: Vec<u64> = here.iter().map(|entry| entry.number).collect();
@@ -137,6 +145,7 @@ impl MemoryServer {
                 (ours, theirs.join().unwrap_or_else(|_| Err(invalid("a thread of the memory server broke"))))
             });
             theirs.and(ours)?;
+            freed(group.iter().map(|chunk| chunk.bytes).sum());
             for chunk in group {
                 course.moved.bytes += chunk.bytes;
                 course.moved.copied += (chunk.changed.len() * BLOCK) as u64;

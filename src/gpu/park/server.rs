@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::book::{Book, Owner};
-use super::call::{Moved, ParkAnswer, ParkCall, ParkedProcess, PoolState};
+use super::call::{Beside, Moved, ParkAnswer, ParkCall, ParkedProcess, PoolState};
 use super::device::Device;
 use super::engine::{Course, Process};
 use super::ledger::{Block, Ledger};
 use super::link::Link;
 use super::pool::{Pool, SEGMENT};
 use super::slots::Run;
+use super::switch::{Share, Switches};
 use crate::gpu::digest::{BLOCK, Digest, Key, digest};
 use crate::gpu::protocol::Refusal;
 
@@ -25,6 +26,7 @@ pub struct MemoryServer {
     pub(super) devices: Vec<Arc<Device>>,
     pub(super) pool: Arc<Pool>,
     pub(super) zero: Digest,
+    pub(super) switches: Switches,
     processes: Mutex<BTreeMap<i32, Arc<Known>>>,
     /// Copies that an earlier server has left, of processes that have not connected to this one yet; nothing of one that
     /// is being met.
@@ -68,9 +70,9 @@ impl MemoryServer {
         let devices: Vec<_> =
             (0..gpus).map(|ordinal| Device::open(ordinal, key).map(Arc::new)).collect::<Result<_, _>>()?;
         for device in &devices {
-            // The first workbench is made here and not in a swap.
+            // The workbenches for a swap, out and in at the same time, are made here and not in it.
             device.enter()?;
-            drop(device.bench()?);
+            drop((device.bench()?, device.bench()?));
         }
         let first = devices.first().ok_or_else(|| invalid("there is no GPU"))?;
         let pool = Pool::open(&handover.pool, handover.bytes, handover.node, Arc::new(book), first)
@@ -79,7 +81,8 @@ impl MemoryServer {
         let ends: Vec<_> = left.keys().filter_map(|owner| Some((owner.pid, end_of(owner.pid)?))).collect();
         let left = Mutex::new(left.into_iter().map(|(owner, ledger)| (owner, Some(ledger))).collect());
         let processes = Mutex::default();
-        let server = Arc::new(Self { devices, pool, zero, processes, left });
+        let switches = Switches::default();
+        let server = Arc::new(Self { devices, pool, zero, switches, processes, left });
         let watcher = Arc::clone(&server);
         std::thread::Builder::new()
             .name("park door".to_owned())
@@ -95,15 +98,17 @@ impl MemoryServer {
     pub fn answer(&self, call: ParkCall) -> Result<ParkAnswer, Refusal> {
         match call {
             ParkCall::Look => Ok(ParkAnswer::Pool(self.look())),
-            ParkCall::Out { pids, wanted, rest_ms } => {
+            ParkCall::Out { pids, wanted, rest_ms, number } => {
                 let rest = Duration::from_millis(u64::from(rest_ms));
-                self.out(&pids, wanted, rest).map(ParkAnswer::Moved)
+                self.switches.begin(number);
+                let outcome = self.out(&pids, wanted, rest, number);
+                self.switches.end(number, outcome.is_ok());
+                outcome.map(ParkAnswer::Moved)
             }
-            ParkCall::In { pids, verify, wait_ms } => {
+            ParkCall::In { pids, verify, wait_ms, beside } => {
                 let wait = Duration::from_millis(u64::from(wait_ms));
                 self.reunion(&pids)?;
-                let outcomes = self.each(&pids, |process| self.bring_in(process, verify, wait));
-                sum(outcomes.into_iter().map(|(_, outcome)| outcome)).map(ParkAnswer::Moved)
+                self.back(&pids, verify, wait, beside.as_ref()).map(ParkAnswer::Moved)
             }
         }
     }
@@ -136,11 +141,40 @@ impl MemoryServer {
         PoolState { bytes, pinned, used, trouble, processes }
     }
 
-    /// Takes processes out, all of them or none.
-    fn out(&self, pids: &[i32], wanted: Option<u64>, rest: Duration) -> Result<Moved, Refusal> {
+    /// Brings processes back. Those that take memory which is being freed come all or none.
+    fn back(
+        &self,
+        pids: &[i32],
+        verify: bool,
+        wait: Duration,
+        beside: Option<&Beside>,
+    ) -> Result<Moved, Refusal> {
+        let share = beside.map(|beside| Share::new(&self.switches, beside));
         let outcomes = self.each(pids, |process| {
             let before = process.away;
-            self.take_out(process, wanted, rest).map(|course| (course, before))
+            self.bring_in(process, verify, wait, share.as_ref()).map(|course| (course, before))
+        });
+        let came: Vec<_> = outcomes
+            .iter()
+            .filter(|(_, outcome)| outcome.as_ref().is_ok_and(|(_, before)| *before))
+            .map(|(pid, _)| *pid)
+            .collect();
+        let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
+        moved.map_err(|refusal| {
+            let came = if share.is_some() { came } else { Vec::new() };
+            let again = self.each(&came, |process| self.take_out(process, None, wait, 0));
+            match sum(again.into_iter().map(|(_, outcome)| outcome)) {
+                Ok(_) => refusal,
+                Err(second) => and_then(refusal, "another process stayed in", &second),
+            }
+        })
+    }
+
+    /// Takes processes out, all of them or none.
+    fn out(&self, pids: &[i32], wanted: Option<u64>, rest: Duration, number: u64) -> Result<Moved, Refusal> {
+        let outcomes = self.each(pids, |process| {
+            let before = process.away;
+            self.take_out(process, wanted, rest, number).map(|course| (course, before))
         });
         let went: Vec<_> = outcomes
             .iter()
@@ -149,7 +183,8 @@ impl MemoryServer {
             .collect();
         let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
         moved.map_err(|refusal| {
-            let back = self.each(&went, |process| self.bring_in(process, false, rest));
+            self.switches.end(number, false);
+            let back = self.each(&went, |process| self.bring_in(process, false, rest, None));
             match sum(back.into_iter().map(|(_, outcome)| outcome)) {
                 Ok(_) => refusal,
                 Err(second) => and_then(refusal, "another process could not be brought back", &second),

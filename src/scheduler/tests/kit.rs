@@ -167,7 +167,7 @@ impl Desk {
         match *effect {
             Effect::Warm { model } => Some(Event::Warmed { model }),
             Effect::Start { model } => Some(Event::Started { model, measure: self.measure(model) }),
-            Effect::SwapIn { model } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
+            Effect::SwapIn { model, .. } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
             Effect::SwapOut { model, free, .. } => {
                 let mut measure = self.measure(model);
                 if let Some(free) = free {
@@ -274,7 +274,12 @@ impl Desk {
                     let part = free.map(|bytes| format!(", {bytes} of it")).unwrap_or_default();
                     format!("out {}{with}{part}", name(model))
                 }
-                Effect::SwapIn { model } => format!("in {}", name(model)),
+                Effect::SwapIn { model, early: None } => format!("in {}", name(model)),
+                Effect::SwapIn { model, early: Some(early) } => {
+                    let from: Vec<String> = early.from.iter().map(|id| name(*id).to_string()).collect();
+                    let room: Vec<String> = early.room.iter().map(Bytes::to_string).collect();
+                    format!("in {} from {}, {} at once", name(model), from.join("+"), room.join("+"))
+                }
                 Effect::Dispatch { request, waited, swapping, .. } => {
                     format!("dispatch {} after {}s ({}s)", request.0, waited.as_secs(), swapping.as_secs())
                 }

@@ -65,6 +65,12 @@ struct Engine {
     /// In a move out: bytes that will do on each GPU.
     part: Option<Bytes>,
     moving: Option<Move>,
+    /// In a move in: engines on their way out whose memory it takes.
+    from: Vec<ModelId>,
+    /// One of them did not go: it cannot come in now.
+    broken: bool,
+    /// In a move out: somebody has come in on its account, so it cannot be refused any more.
+    settled: bool,
     /// How many processes there have been.
     life: u32,
     resident_since: Moment,
@@ -289,9 +295,12 @@ impl World {
     }
 
     pub(super) fn answer(&mut self, model: ModelId, outcome: Outcome) {
+        let outcome = self.as_it_can_be(model, outcome);
         let spec = &self.specs[model.index()];
         let engine = &mut self.engines[model.index()];
         let Some(moving) = engine.moving.take() else { return };
+        engine.from.clear();
+        (engine.broken, engine.settled) = (false, false);
         let percent = if let Outcome::Measured(percent) = outcome { percent } else { 100 };
         let mechanism = if spec.keeps_streams { MechanismKind::Park } else { MechanismKind::Sleep };
         let measure = SwapMeasure {
@@ -360,6 +369,7 @@ impl World {
 
     fn die(&mut self, model: ModelId) {
         if self.scheduler.state(model).has_process() {
+            self.give_no_more(model, false);
             self.engines[model.index()].end();
             let fault = EngineFault { detail: "it died".to_owned(), retry: true };
             self.tell(Event::EngineDied { model, fault });
@@ -405,9 +415,13 @@ impl World {
                 let next = self.specs[model.index()].starting.max(&self.scheduler.view(model).resident);
                 self.begin(model, Move::Start, next);
             }
-            Effect::SwapIn { model } => {
+            Effect::SwapIn { model, ref early } => {
                 let view = self.scheduler.view(model);
-                self.begin(model, Move::In, view.resident.max(&view.out));
+                let next = view.resident.max(&view.out);
+                match early {
+                    Some(early) => self.begin_early(model, early, next),
+                    None => self.begin(model, Move::In, next),
+                }
             }
             Effect::Stop { model } => {
                 let holds = self.engines[model.index()].holds.clone();
@@ -462,6 +476,63 @@ impl World {
         engine.part = free;
         if !again {
             engine.paused = (in_flight > 0).then_some(self.now);
+        }
+    }
+
+    /// A move in begins that takes what others give up: it goes over by no more, and what one gives up goes to one.
+    fn begin_early(&mut self, model: ModelId, early: &Early, next: Footprint) {
+        let is_parked = |id: ModelId| self.specs[id.index()].keeps_streams;
+        assert!(is_parked(model) && !early.from.is_empty());
+        let mut freed = Footprint::default();
+        for from in &early.from {
+            let giver = &self.engines[from.index()];
+            assert!(is_parked(*from) && giver.moving == Some(Move::Out), "{from:?} gives nothing up");
+            assert!(!self.engines.iter().any(|it| it.from.contains(from)), "{from:?} gives to two");
+            let all = giver.holds.minus(&self.scheduler.view(*from).out);
+            let most = giver.part.unwrap_or(Bytes(u64::MAX));
+            let gpu = all.gpu.iter().map(|bytes| *bytes.min(&most)).collect();
+            freed = freed.plus(&Footprint { gpu, ..Footprint::default() });
+        }
+        let grows = next.minus(&self.engines[model.index()].holds);
+        let room = Footprint { gpu: early.room.clone(), ..Footprint::default() };
+        let gpu = Footprint { gpu: grows.gpu.clone(), ..Footprint::default() };
+        assert!(gpu.within(&room.plus(&freed)), "{model:?} is never let take all it needs");
+        let sum = self.engines.iter().fold(Footprint::default(), |sum, engine| sum.plus(&engine.holds));
+        let over = sum.plus(&room).minus(&self.capacity).masked_by(&room);
+        assert!(over.is_zero(), "{model:?} may take {over} that is not free");
+        let capacity = self.capacity.clone();
+        self.capacity = capacity.plus(&freed);
+        self.begin(model, Move::In, next);
+        self.capacity = capacity;
+        self.engines[model.index()].from = early.from.to_vec();
+    }
+
+    /// What can come of a move: nobody comes in on the account of one that did not go, nor goes back on it afterwards.
+    fn as_it_can_be(&mut self, model: ModelId, outcome: Outcome) -> Outcome {
+        let engine = &self.engines[model.index()];
+        let good = matches!(outcome, Outcome::Done | Outcome::Measured(_));
+        match (engine.moving, outcome) {
+            (Some(Move::In), _) if engine.broken && good => return Outcome::Refused { retry: true },
+            (Some(Move::In), _) if good => {
+                for from in engine.from.clone() {
+                    self.engines[from.index()].settled = true;
+                }
+            }
+            (Some(Move::Out), Outcome::Refused { .. }) if engine.settled => {
+                self.give_no_more(model, false);
+                return Outcome::Done;
+            }
+            (Some(Move::Out), _) => self.give_no_more(model, matches!(outcome, Outcome::Refused { .. })),
+            _ => {}
+        }
+        outcome
+    }
+
+    /// A swap-out is over; `failed`: whoever took of its memory cannot have it.
+    fn give_no_more(&mut self, model: ModelId, failed: bool) {
+        for other in &mut self.engines {
+            other.broken |= failed && other.from.contains(&model);
+            other.from.retain(|from| *from != model);
         }
     }
 

@@ -17,9 +17,9 @@ mod rest;
 
 pub use rest::ParkCheckpoint;
 
-use super::{Mechanism, MemoryProbe, MoveLog, SwapError, memory};
+use super::{Mechanism, MemoryProbe, MoveLog, SwapError, Switch, memory};
 use crate::engine::Engine;
-use crate::gpu::park::call::Moved;
+use crate::gpu::park::call::{Beside, Moved};
 use crate::gpu::park::why::why_not;
 use crate::gpu::{GpuClient, GpuError};
 use crate::process::ProcId;
@@ -50,6 +50,14 @@ pub struct Park {
     out: Mutex<(Vec<i32>, u32)>,
 }
 
+/// An engine that did not come back.
+#[derive(Debug)]
+struct NotBack {
+    reason: String,
+    /// It is out as before.
+    out: bool,
+}
+
 impl Park {
     /// Parks through this gpu server; with `verify` each swap-in is compared block by block with what went out.
     pub fn new(gpu: GpuClient, gpus: Arc<dyn MemoryProbe>, verify: bool) -> Self {
@@ -61,10 +69,11 @@ impl Park {
         let tree = log.phase("find", async { engine.tree() }).await;
         let (pids, limit) = (pids(&tree), log.left());
         let wanted = log.free.map(|bytes| bytes.0);
+        let number = if let Switch::Gives(number) = log.switch { number } else { 0 };
         // The first bytes go when every block has been digested; NVML has answered by then.
         let (before, outcome) = tokio::join!(
             self.gpus.held(&tree),
-            self.gpu.park_out(pids.clone(), wanted, REST_LIMIT.min(limit), limit)
+            self.gpu.park_out_as(number, pids.clone(), wanted, REST_LIMIT.min(limit), limit)
         );
         let moved = match outcome {
             Ok(moved) if moved.processes > 0 => moved,
@@ -90,11 +99,49 @@ impl Park {
     }
 
     /// In; on return every process that went out is back.
-    async fn bring_in(&self, log: &mut MoveLog) -> Result<(), String> {
+    async fn bring_in(&self, log: &mut MoveLog) -> Result<(), NotBack> {
         let (pids, count) = self.out.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let moved = self.all_back(&pids, count, log).await?;
+        let moved = match std::mem::take(&mut log.switch) {
+            Switch::Takes(beside) => self.in_beside(&pids, count, beside, log).await?,
+            Switch::Alone | Switch::Gives(_) => {
+                self.all_back(&pids, count, log).await.map_err(|reason| NotBack { reason, out: true })?
+            }
+        };
         note(log, &moved);
         Ok(())
+    }
+
+    /// Brings processes back in memory that others are giving up. Once only: whatever goes wrong, that memory may be
+    /// wanted back, so all of it is out again before this returns.
+    async fn in_beside(
+        &self,
+        pids: &[i32],
+        count: u32,
+        beside: Beside,
+        log: &MoveLog,
+    ) -> Result<Moved, NotBack> {
+        let wait = FREE_LIMIT.min(log.left());
+        let outcome = self.gpu.park_in_beside(pids.to_vec(), self.verify, wait, beside).await;
+        let reason = match outcome {
+            Ok(moved) if moved.processes >= count => return Ok(moved),
+            // The memory server has seen to it.
+            Err(error @ GpuError::Refused(_)) => {
+                return Err(NotBack { reason: error.to_string(), out: true });
+            }
+            Ok(moved) => {
+                format!("{} of its {count} parked processes are known to the memory server", moved.processes)
+            }
+            Err(error) => error.to_string(),
+        };
+        let deadline = log.deadline.min(Instant::now() + REUNION_LIMIT);
+        while Instant::now() < deadline {
+            let again = self.gpu.park_out(pids.to_vec(), None, REST_LIMIT, log.left()).await;
+            if again.is_ok_and(|moved| moved.processes >= count) {
+                return Err(NotBack { reason, out: true });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Err(NotBack { reason, out: false })
     }
 
     /// Brings processes back, `count` of them at least; those that look for a new memory server are waited for.
@@ -140,7 +187,8 @@ impl Mechanism for Park {
 
     async fn swap_in(&self, _engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         // What is not back is in the pool still, and the engine waits.
-        self.bring_in(log).await.map_err(|reason| self.fault("unpark", reason, true))?;
+        let back = self.bring_in(log).await;
+        back.map_err(|error| self.fault("unpark", error.reason, error.out))?;
         Ok(Footprint::default())
     }
 }

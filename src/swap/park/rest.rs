@@ -4,7 +4,7 @@
 use super::Park;
 use crate::engine::Engine;
 use crate::swap::checkpoint::Checkpoint;
-use crate::swap::{Mechanism, MoveLog, SwapError};
+use crate::swap::{Mechanism, MoveLog, SwapError, Switch};
 use crate::units::{Footprint, MechanismKind};
 use async_trait::async_trait;
 
@@ -39,6 +39,8 @@ impl Mechanism for ParkCheckpoint {
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         // A part is of no use where the driver takes the whole rest.
         log.free = None;
+        // Nor may anybody take it while the driver can still refuse.
+        log.switch = Switch::Alone;
         let parked = self.park.take_out(engine, log).await.map_err(|error| self.relabel(error))?;
         let (moved, resident) = (log.moved, log.resident.take());
         match self.checkpoint.swap_out(engine, log).await {
@@ -59,7 +61,7 @@ impl Mechanism for ParkCheckpoint {
         self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
         let rest = log.moved;
         // Restored and without its memory: out by neither mechanism, so it cannot be tried again.
-        self.park.bring_in(log).await.map_err(|reason| self.fault("unpark", reason, false))?;
+        self.park.bring_in(log).await.map_err(|error| self.fault("unpark", error.reason, false))?;
         log.moved = rest.zip(log.moved).map(|(a, b)| a + b);
         Ok(Footprint::default())
     }
