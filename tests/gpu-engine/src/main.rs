@@ -34,6 +34,7 @@ mod memory;
 mod options;
 mod script;
 mod shared;
+mod versions;
 mod workers;
 
 use std::sync::{Arc, Mutex};
