@@ -8,12 +8,13 @@
 //! If the server goes away, an engine with all its memory here goes on at once; one with memory away waits, asking
 //! for a server at the same place until there is one.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Once;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::address::{self, Address};
 use crate::driver::{self, Context, NOT_SUPPORTED, POSIX_DESCRIPTOR, SUCCESS};
 use crate::gate;
 use crate::memory;
@@ -37,7 +38,7 @@ pub(crate) fn start() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         process::leave_children_alone();
-        let Some(address) = address() else { return };
+        let Some(address) = address::named_by(process::SOCKET) else { return };
         // SAFETY: the sets are live locals; signals are the engine's business, so its threads get them all.
         unsafe {
             let (mut all, mut old) = (std::mem::zeroed(), std::mem::zeroed());
@@ -51,46 +52,8 @@ pub(crate) fn start() {
     });
 }
 
-/// The server's address and its length.
-type Address = (libc::sockaddr_un, libc::socklen_t);
-
-/// Where the memory server listens, from the environment.
-fn address() -> Option<Address> {
-    // SAFETY: a constant C string; the value is copied before anything can change it.
-    let text = unsafe { libc::getenv(process::SOCKET.as_ptr()) };
-    if text.is_null() {
-        return None;
-    }
-    // SAFETY: not null, so a C string.
-    let text = unsafe { CStr::from_ptr(text) }.to_bytes();
-    // SAFETY: all zeros is a valid address.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    if text.is_empty() || text.len() >= address.sun_path.len() {
-        return None;
-    }
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    for (to, from) in address.sun_path.iter_mut().zip(text) {
-        *to = from.cast_signed();
-    }
-    let abstract_name = text[0] == b'@';
-    if abstract_name {
-        address.sun_path[0] = 0;
-    }
-    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + text.len() + usize::from(!abstract_name);
-    Some((address, length as libc::socklen_t))
-}
-
 fn connect(address: &Address) -> Option<Own> {
-    // SAFETY: plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return None;
-    }
-    // SAFETY: just opened, as seen.
-    let socket = Own::new(unsafe { OwnedFd::from_raw_fd(socket) });
-    // SAFETY: the address lives through the call and is as long as it says.
-    let failed = unsafe { libc::connect(socket.number(), (&raw const address.0).cast(), address.1) } != 0;
-    (!failed).then_some(socket)
+    address::connect(address, libc::SOCK_SEQPACKET).map(Own::new)
 }
 
 fn run(address: &Address) {

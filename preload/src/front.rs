@@ -8,7 +8,6 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::hook;
-use crate::process;
 
 type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 
@@ -44,7 +43,7 @@ unsafe extern "C" fn replacement(handle: *mut c_void, name: *const c_char) -> *c
     let dlsym = real();
     // SAFETY: a name that is not null is a C string; the bytes are looked at one by one up to its zero.
     let hooked = !name.is_null() && unsafe { *name == b'c' as c_char && *name.add(1) == b'u' as c_char };
-    if !hooked || !process::enabled() {
+    if !hooked || !hook::any() {
         return std::ptr::null();
     }
     // SAFETY: as above.

@@ -4,6 +4,8 @@ use std::ffi::{CStr, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::front;
+use crate::hold;
+use crate::process;
 
 /// A driver function, looked up when it is first needed.
 #[derive(Debug)]
@@ -46,8 +48,9 @@ pub(crate) struct Hook {
 // SAFETY: the replacement is the address of a function; it is never written through.
 unsafe impl Sync for Hook {}
 
-/// Every module's hooks.
+/// Every module's hooks; first those that lead to a process's first use of the driver.
 static TABLES: &[&[Hook]] = &[
+    crate::hold::HOOKS,
     crate::lookup::HOOKS,
     crate::memory::HOOKS,
     crate::pool::HOOKS,
@@ -55,9 +58,22 @@ static TABLES: &[&[Hook]] = &[
     crate::submit::HOOKS,
 ];
 
-/// All hooks.
+/// Of [`TABLES`]: all that a process needs that is held and not to be parked.
+const TO_HOLD: usize = 2;
+
+/// Whether any hook acts in this process; if not they are not handed out.
+pub(crate) fn any() -> bool {
+    process::enabled() || hold::asked()
+}
+
+/// The hooks that act in this process.
 pub(crate) fn all() -> impl Iterator<Item = &'static Hook> {
-    TABLES.iter().copied().flatten()
+    let tables = match (process::enabled(), hold::asked()) {
+        (true, _) => TABLES,
+        (false, true) => &TABLES[..TO_HOLD],
+        (false, false) => &[],
+    };
+    tables.iter().copied().flatten()
 }
 
 /// The hook of a function, by its exported name.

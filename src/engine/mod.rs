@@ -16,6 +16,7 @@
 //! | `env` | what the run gives an engine: spawner, directories, GPUs, environment |
 //! | `launch` | command → process → listening → answered |
 //! | `error` | what can go wrong on the way |
+//! | `hold` | where its processes ask for their turn, if it was launched ahead of it |
 //! | `address` | where it listens: a Unix socket, or a loopback port that nobody else has |
 //! | `probe` | the greedy request that proves readiness and, repeated, that a swap changed nothing |
 //! | `http` | one request over one connection, with a deadline |
@@ -28,6 +29,7 @@
 mod address;
 mod env;
 mod error;
+mod hold;
 mod http;
 mod launch;
 mod log;
@@ -39,6 +41,7 @@ mod weights;
 
 pub use env::{Cookie, EngineEnv};
 pub use error::{HealthError, LaunchError, Seen};
+pub use hold::Hold;
 pub use http::{ControlError, Reply};
 pub use launch::Stage;
 pub use probe::{Answer, ProbeError};

@@ -14,6 +14,9 @@
 //! | `--ipc` | a worker maps 64 MiB that this process shares by a legacy IPC handle |
 //! | `--hold FILE` | `/health` says 503 while the file is there |
 //! | `--reach WAY` | how the driver's functions are found: `dlsym`, `address`, `address-v2`, `linked`, `deepbind` |
+//! | `--workers-first` | workers hold their memory before this process touches the driver |
+//! | `--import-until FILE` | waits for the file before anything touches the driver, as a long import would |
+//! | `--load-until FILE` | holds its memory and waits for the file before it listens, as a long load would |
 //! | `--bus` | serves nothing: prints the speed of pinned copies as JSON and ends |
 //! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |
 //!
@@ -34,10 +37,11 @@ mod memory;
 mod options;
 mod script;
 mod shared;
-mod versions;
 mod workers;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 fn main() {
     if let Err(error) = run() {
@@ -48,6 +52,12 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let options = options::Options::from_arguments(std::env::args().skip(1))?;
+    wait_for(options.import_until.as_deref());
+    let first = if options.workers_first {
+        Some(workers::Workers::start(&options, &shared::Shared::default())?)
+    } else {
+        None
+    };
     let cuda = cuda::Cuda::load(options.reach)?;
     cuda.use_device(0)?;
     if options.bus {
@@ -56,7 +66,10 @@ fn run() -> Result<(), String> {
     let held = memory::Held::allocate(&cuda, &options)?;
     let shared =
         if options.worker { shared::join(&cuda, &options)? } else { shared::offer(&cuda, &options)? };
-    let workers = workers::Workers::start(&options, &shared)?;
+    let workers = match first {
+        Some(workers) => workers,
+        None => workers::Workers::start(&options, &shared)?,
+    };
     if options.print_maps {
         shared::print_maps();
     }
@@ -64,7 +77,15 @@ fn run() -> Result<(), String> {
     if options.worker {
         return workers::wait_for_parent(&cuda, &held);
     }
+    wait_for(options.load_until.as_deref());
     let script = script::Script::default();
     let engine = http::Engine { options, cuda, held: Mutex::new(held), workers: Mutex::new(workers), script };
     http::serve(&Arc::new(engine))
+}
+
+/// Waits until that file is there.
+fn wait_for(file: Option<&Path>) {
+    while file.is_some_and(|file| !file.exists()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

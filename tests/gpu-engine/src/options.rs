@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use crate::cuda::Reach;
 
 /// What the engine is to hold and where it listens.
@@ -31,6 +33,12 @@ pub struct Options {
     pub reach: Reach,
     /// This process is a worker.
     pub worker: bool,
+    /// Workers hold their memory before this process touches the driver.
+    pub workers_first: bool,
+    /// A file that this process waits for before anything touches the driver, as a long import would.
+    pub import_until: Option<PathBuf>,
+    /// A file that it waits for before it listens, as a long load would.
+    pub load_until: Option<PathBuf>,
     /// In a worker: the descriptor to import.
     pub import_fd: Option<i32>,
     /// In a worker: the legacy IPC handle in hexadecimal.
@@ -62,13 +70,19 @@ impl Options {
                     let name = value()?;
                     options.reach = Reach::named(&name).ok_or(format!("no way to the driver: {name}"))?;
                 }
+                "--workers-first" => options.workers_first = true,
+                "--import-until" => options.import_until = Some(value()?.into()),
+                "--load-until" => options.load_until = Some(value()?.into()),
                 "--worker" => options.worker = true,
                 "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
                 "--import-handle" => options.import_handle = Some(value()?),
                 _ => return Err(format!("unknown option {key}")),
             }
         }
-        if (options.imported || options.ipc) && options.workers == 0 {
+        if options.workers_first && (options.imported || options.ipc) {
+            return Err("--workers-first leaves nothing to share".to_owned());
+        }
+        if (options.imported || options.ipc || options.workers_first) && options.workers == 0 {
             options.workers = 1;
         }
         Ok(options)
