@@ -80,8 +80,10 @@ impl Bench {
                 ..SwapMeasure::default()
             };
             match effect {
-                Effect::Warm { .. } => {}
-                Effect::Start { model } => self.moves.push(Event::Started { model, measure: measure(model) }),
+                Effect::Warm { .. } | Effect::Prepare { .. } => {}
+                Effect::Start { model } | Effect::Proceed { model } => {
+                    self.moves.push(Event::Started { model, measure: measure(model) })
+                }
                 Effect::SwapIn { model, .. } => {
                     self.moves.push(Event::SwappedIn { model, measure: measure(model) })
                 }
@@ -143,6 +145,7 @@ fn spec(at: usize) -> ModelSpec {
         restart: RestartPolicy::default(),
         measures: false,
         weights: Bytes(0),
+        preparation: None,
     }
 }
 

@@ -65,6 +65,7 @@ impl Case {
             binding: None,
             gpu_memory_fraction: None,
             extra: Default::default(),
+            held: None,
         };
         let mut engine = Engine::new(Arc::new(plan), env);
         engine.launch(&|_| {}).await.expect("the engine starts");

@@ -138,7 +138,7 @@ fn a_config_for_another_machine_is_simulated_but_not_valid_here() {
     let output = simulated.success().get_output().clone();
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(
-        value["start_s"].as_f64().unwrap() < value["start_without_reading_ahead_s"].as_f64().unwrap(),
+        value["start_s"].as_f64().unwrap() < value["start_with_nothing_ahead_s"].as_f64().unwrap(),
         "{value}"
     );
 }

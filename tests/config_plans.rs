@@ -69,6 +69,26 @@ fn what_is_not_given_has_its_default() {
 }
 
 #[test]
+fn engines_are_launched_ahead_where_it_is_known_that_they_can_be_held() {
+    let elsewhere = Context { elsewhere: true, ..Context::default() };
+    let ahead = |engine: &str, more: &str| {
+        let text = format!("[models.m]\nengine = \"{engine}\"\nmodel = \"/weights/m\"\n{more}\n");
+        plan_in(&text, &elsewhere).models[0].start_ahead
+    };
+    for engine in ["vllm", "sglang", "transformers"] {
+        assert!(ahead(engine, ""), "{engine}");
+        assert!(!ahead(engine, "start_ahead = false"), "{engine}: turned off");
+        assert!(!ahead(engine, "apptainer = \"/image.sif\""), "{engine}: another C library");
+        assert!(!ahead(engine, "command = [\"wrapper\"]"), "{engine}: who knows what that does");
+        assert!(ahead(engine, "command = [\"wrapper\"]\nstart_ahead = true"), "{engine}: the user does");
+    }
+    assert!(!ahead("llama-cpp", "") && !ahead("tensorrt-llm", ""));
+    assert!(!ahead("vllm", "gpus = 0"), "there is nothing that it could wait for");
+    let all = "[defaults]\nstart_ahead = false\n[models.m]\nengine = \"vllm\"\nmodel = \"/weights/m\"\n";
+    assert!(!plan_in(all, &elsewhere).models[0].start_ahead);
+}
+
+#[test]
 fn units_are_what_they_say() {
     let plan = plan(
         "[models.chat]\nengine = \"custom\"\ncommand = \"sh {{ port }}\"\ngpu_memory = \"24GB\"\nidle_ttl = \"1h 30m\"\n\

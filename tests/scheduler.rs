@@ -58,6 +58,7 @@ fn setup() -> Setup {
             restart: RestartPolicy::default(),
             measures: false,
             weights: Bytes(0),
+            preparation: None,
         }
     };
     Setup {

@@ -75,7 +75,8 @@ impl Progress {
 pub fn settled(model: &ModelRow) -> bool {
     model.state == State::Failed
         || stopped_again(model)
-        || (model.stage == Stage::Ready && !matches!(model.state, State::Cold | State::Starting))
+        || (model.stage == Stage::Ready
+            && !matches!(model.state, State::Cold | State::Preparing | State::Starting))
 }
 
 /// Whether it was started and then stopped to make room: it starts again when it is asked for.
@@ -93,6 +94,8 @@ fn sentence(model: &ModelRow) -> String {
         (State::Cold, Stage::Warming) => "waits for its turn to start; its weights are being read".to_owned(),
         (State::Cold, _) => "waits for its turn to start".to_owned(),
         (_, Stage::Idle | Stage::Waiting | Stage::Warming) => "starting".to_owned(),
+        (_, Stage::Importing) => "launched ahead of its turn; imports".to_owned(),
+        (_, Stage::Held) => "has imported; waits for its turn on the GPU".to_owned(),
         (_, Stage::Launched) => "launched".to_owned(),
         (_, Stage::Loading) => format!("loading: {}", model.note),
         (_, Stage::Listening) => "listens; waiting for its first answer".to_owned(),

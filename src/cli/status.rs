@@ -63,7 +63,7 @@ impl Report for RunStatus {
             writeln!(out, "{}", style.dim(&format!("{} is on {}", model.name, model.placement)))?;
         }
         for model in self.models.iter().filter(|m| !m.start.is_empty()) {
-            let under_way = matches!(model.state, State::Cold | State::Starting);
+            let under_way = matches!(model.state, State::Cold | State::Preparing | State::Starting);
             let verb = if under_way { "is starting" } else { "started" };
             let line = format!("{} {verb}: {}", model.name, phases(model));
             writeln!(out, "{}", if under_way { line } else { style.dim(&line) })?;

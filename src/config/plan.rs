@@ -73,7 +73,9 @@ pub struct ModelPlan {
     /// Swapped out after this long without a request; `None`: only when another needs the room.
     #[serde(serialize_with = "optional_seconds")]
     pub idle_ttl: Option<Duration>,
-    /// Longest time from launch to the first answered request.
+    /// Launched while other engines start on its GPUs, and held before its first use of a GPU until its turn comes.
+    pub start_ahead: bool,
+    /// Longest time from launch, or from the end of its hold, to the first answered request.
     #[serde(serialize_with = "seconds")]
     pub start_timeout: Duration,
     /// Time between TERM and KILL.

@@ -37,6 +37,10 @@ pub struct Facts {
     pub probe: Probe,
     /// Whether it can free its own GPU memory when asked (`sleep`).
     pub sleeps: bool,
+    /// Whether it may be launched ahead of its turn: its own program imports for long, and it is known that each of its
+    /// processes comes to the GPU by `cuInit` of a `libcuda.so.1` that is loaded at run time, where the preload library
+    /// can hold it, and looks at what is free only afterwards.
+    pub starts_ahead: bool,
     /// The ladder of `swap = "auto"` on GPUs.
     pub gpu_ladder: &'static [MechanismKind],
 }
@@ -125,6 +129,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: true,
+        starts_ahead: true,
         gpu_ladder: SLEEPERS,
     },
     Facts {
@@ -153,6 +158,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: true,
+        starts_ahead: true,
         gpu_ladder: SLEEPERS,
     },
     Facts {
@@ -177,6 +183,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: false,
+        starts_ahead: false,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -198,6 +205,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/",
         probe: Probe::Chat,
         sleeps: true,
+        starts_ahead: false,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -223,6 +231,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: true,
+        starts_ahead: false,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -245,6 +254,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: false,
+        starts_ahead: true,
         gpu_ladder: WAKEFUL,
     },
     Facts {
@@ -261,6 +271,7 @@ pub static TABLE: [Facts; 7] = [
         health_path: "/health",
         probe: Probe::Chat,
         sleeps: false,
+        starts_ahead: false,
         gpu_ladder: WAKEFUL,
     },
 ];

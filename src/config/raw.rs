@@ -57,7 +57,10 @@ section! {
         aliases: Names,
         /// Swapped out after this long without a request. Default: only when another model needs the room.
         idle_ttl: Time,
-        /// Longest time from launch to the first answered request. Default 15m.
+        /// Launch the engine while others start on its GPUs, and hold it before its first use of a GPU until its turn. Default:
+        /// true for the presets vllm, sglang and transformers with their own program outside a container.
+        start_ahead: bool,
+        /// Longest time from launch (of an engine that was held: from its turn) to the first answered request. Default 15m.
         start_timeout: Time,
         /// Time between asking the engine to stop and killing it. Default 10s.
         stop_grace: Time,

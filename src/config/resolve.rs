@@ -187,6 +187,11 @@ fn model(
         pin: value(&raw.pin).unwrap_or(false),
         preload: value(&raw.preload).unwrap_or(false),
         idle_ttl: value(&raw.idle_ttl).map(|t| t.0),
+        start_ahead: gpus > 0
+            && value(&raw.start_ahead).unwrap_or_else(|| {
+                // Of another program, or another C library, nothing is known.
+                facts.starts_ahead && raw.command.is_none() && raw.apptainer.is_none()
+            }),
         start_timeout: value(&raw.start_timeout).map_or(Duration::from_secs(900), |t| t.0),
         stop_grace: value(&raw.stop_grace).map_or(Duration::from_secs(10), |t| t.0),
         swap_timeout: value(&raw.swap_timeout).map_or(Duration::from_secs(120), |t| t.0),

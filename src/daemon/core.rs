@@ -312,6 +312,8 @@ impl State {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Warm { model } => self.order(model, Order::Warm),
+            Effect::Prepare { model } => self.order(model, Order::Prepare),
+            Effect::Proceed { model } => self.order(model, Order::Proceed),
             Effect::Start { model } => self.order(model, Order::Start),
             Effect::Stop { model } => self.order(model, Order::Stop),
             Effect::SwapOut { model, in_flight, free } => {
@@ -360,7 +362,7 @@ impl State {
             let fault = EngineFault { detail, retry: false };
             self.pending.push_back(match order {
                 Order::Warm => Event::Warmed { model },
-                Order::Start => Event::StartFailed { model, fault },
+                Order::Prepare | Order::Proceed | Order::Start => Event::StartFailed { model, fault },
                 Order::Stop => Event::Stopped { model },
                 Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true },
                 Order::SwapIn { .. } => Event::SwapInFailed { model, fault, lost: true },
@@ -389,7 +391,7 @@ fn ended_move(event: &Event) -> Option<SwapRow> {
         Event::SwappedIn { measure, .. } => ("in", Some(measure), None),
         Event::StartFailed { fault, .. } => ("start", None, Some(fault)),
         Event::SwapOutFailed { fault, .. } => ("out", None, Some(fault)),
-        Event::SwapInFailed { fault, .. } | Event::FoundNoRoom { fault, .. } => ("in", None, Some(fault)),
+        Event::SwapInFailed { fault, .. } => ("in", None, Some(fault)),
         Event::EngineDied { fault, .. } => ("died", None, Some(fault)),
         _ => return None,
     };

@@ -20,12 +20,13 @@
 //! | `ground` | what a run stands on: the job, its GPUs, a way to start processes |
 //! | `session` | a run from its first moment to its last |
 //! | `gpus` | the job's GPUs, and the gpu server |
-//! | `parking` | which engines can be parked, and what they need for it |
+//! | `parking` | which engines can be parked or held, and what they need for it |
 //! | `wiring`, `specs`, `host_plan` | which engine goes where; what the scheduler is told; how host memory is shared out |
 //! | `strangers` | other people's memory on a shared GPU |
 //! | `timeline` | the phases of an engine's start |
 //! | `worker` | one model's engine, start to stop |
 //! | `hang` | an engine that hangs is found out |
+//! | `stray` | so is one that comes to a GPU though it is held |
 //! | `user_command` | the program that `run` serves |
 //! | `ending` | how long each step of the end may take |
 //! | `journal` | events and effects as JSON lines, replayable |
@@ -48,6 +49,7 @@ mod session;
 pub(crate) mod specs;
 mod status;
 mod strangers;
+mod stray;
 mod timeline;
 pub mod user_command;
 mod wiring;

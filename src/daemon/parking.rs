@@ -1,4 +1,4 @@
-//! Which engines can be parked and what they need for it; the pool, opened before the first of them starts.
+//! Which engines can be parked or held and what they need for it; the pool, opened before the first of them starts.
 
 use super::{gpus::JobGpus, host_plan, specs::Resources};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     swap::Parking,
     units::Bytes,
 };
-use std::{ffi::OsString, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 /// The pool and the library: what engines are parked with.
 pub struct ParkPlace {
@@ -48,10 +48,32 @@ impl ParkPlace {
         if !model.may_be_parked() {
             return Vec::new();
         }
-        let own = model.env.get("LD_PRELOAD").map(OsString::from);
-        let others = own.or_else(|| std::env::var_os("LD_PRELOAD"));
-        library::environment(&self.library, &self.setup, budget(model), model.apptainer.is_some(), others)
+        let (container, others) = (model.apptainer.is_some(), preloaded(model));
+        library::environment(&self.library, &self.setup, budget(model), container, others)
     }
+}
+
+/// What a model's engine needs in its environment to be held before its first use of a GPU; `None` where it is not to be
+/// launched ahead, or there is no library.
+pub fn to_be_held(model: &ModelPlan) -> Option<BTreeMap<OsString, OsString>> {
+    if !model.start_ahead {
+        return None;
+    }
+    match library::find() {
+        Ok(library) => {
+            Some(library::loaded(&library, model.apptainer.is_some(), preloaded(model)).into_iter().collect())
+        }
+        Err(reason) => {
+            tracing::info!(model = model.name, reason, "it is not launched ahead of its turn");
+            None
+        }
+    }
+}
+
+/// What else is loaded into it before its libraries.
+fn preloaded(model: &ModelPlan) -> Option<OsString> {
+    let own = model.env.get("LD_PRELOAD").map(OsString::from);
+    own.or_else(|| std::env::var_os("LD_PRELOAD"))
 }
 
 /// What `cuMemGetInfo` tells an engine that it may take. One that is told its share as an option reckons with the

@@ -16,6 +16,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 pub enum Order {
     /// Read the files it will read at its start; the next order does not wait for that.
     Warm,
+    /// Launch the engine ahead of its turn, to be held before its first use of a GPU; the next order does not wait for
+    /// that.
+    Prepare,
+    /// Let the one that is held go on; then as [`Order::Start`]. One that has ended meanwhile has been reported.
+    Proceed,
     /// Launch the engine, wait until it answers, try its mechanisms.
     Start,
     /// Stop it and free what it holds.
@@ -58,6 +63,10 @@ pub enum Stage {
     Waiting,
     /// The same, and its weights are being read ahead.
     Warming,
+    /// Launched ahead of its turn; it has not come to its first use of a GPU.
+    Importing,
+    /// It has, and waits there for its turn.
+    Held,
     /// The process runs and has not said anything.
     Launched,
     /// Its log says what it is doing; it does not listen yet.
@@ -77,6 +86,8 @@ impl Stage {
             Stage::Idle => "idle",
             Stage::Waiting => "waiting",
             Stage::Warming => "warming",
+            Stage::Importing => "importing",
+            Stage::Held => "held",
             Stage::Launched => "launched",
             Stage::Loading => "loading",
             Stage::Listening => "listening",

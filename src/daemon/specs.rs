@@ -3,7 +3,7 @@
 use super::host_plan::{self, Keeps, kept_in};
 use crate::{
     config::{ModelPlan, Plan, Preset, plan::MemoryPlan},
-    scheduler::{ModelSpec, RestartPolicy},
+    scheduler::{ModelSpec, Preparation, RestartPolicy},
     units::{Bytes, Footprint, MechanismKind},
 };
 use smallvec::{SmallVec, smallvec};
@@ -123,6 +123,16 @@ pub struct StartFacts {
     pub weights: Bytes,
     /// Whether it looks at what its GPUs have free.
     pub measures: bool,
+    /// What it takes to launch it ahead of its turn; `None` where that is not done.
+    pub preparation: Option<Preparation>,
+}
+
+/// Host memory of an engine that has imported what it needs and touched no GPU: two to four processes with PyTorch.
+const IMPORTED: Bytes = Bytes::gib(2);
+
+/// What it takes to launch a model's engine ahead of its turn. Its turn has to come within `start_timeout`.
+pub fn preparation(model: &ModelPlan) -> Preparation {
+    Preparation { host: IMPORTED, longest: model.start_timeout }
 }
 
 /// One spec a model; `gpus[i]` are the GPUs that model `i` was placed on, `starts[i]` is what is known of its start.
@@ -134,8 +144,8 @@ pub fn specs(
 ) -> Vec<ModelSpec> {
     let all = plan.models.iter().zip(gpus).zip(starts);
     all.map(|((model, gpus), start)| {
-        let StartFacts { weights, measures } = *start;
-        ModelSpec { weights, measures, ..spec(model, gpus, capacity) }
+        let StartFacts { weights, measures, preparation } = *start;
+        ModelSpec { weights, measures, preparation, ..spec(model, gpus, capacity) }
     })
     .collect()
 }
@@ -182,5 +192,6 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         restart: RestartPolicy::default(),
         measures: false,
         weights: Bytes(0),
+        preparation: None,
     }
 }

@@ -95,7 +95,8 @@ pub struct ModelRow {
     pub last_out_s: Option<f64>,
     /// From launch to the first answer, seconds.
     pub cold_start_s: Option<f64>,
-    /// The phases of its start, the one under way last. `warming` is beside the others.
+    /// The phases of its start, the one under way last. `warming` is beside the others, `importing` and `held` are within
+    /// `waiting`.
     #[serde(default)]
     pub start: Vec<StartPhase>,
     /// Bytes of its weights that were read ahead, and of how many.
@@ -238,7 +239,7 @@ fn stage(view: &EngineView, seen: &ModelStatus) -> Stage {
 /// The phases of its start: waiting for its turn, reading ahead, and what the worker noted.
 fn start(view: &EngineView, seen: &ModelStatus, now: Moment) -> Vec<StartPhase> {
     let waited = match (seen.state, seen.wanted_since) {
-        (State::Cold, Some(since)) => Some(now.since(since)),
+        (State::Cold | State::Preparing, Some(since)) => Some(now.since(since)),
         _ => seen.start_waited,
     };
     let phase = |phase, took: Duration| StartPhase { phase, seconds: took.as_secs_f64() };

@@ -2,7 +2,7 @@
 
 use super::{
     gpus::JobGpus,
-    parking::ParkPlace,
+    parking::{self, ParkPlace},
     report::{Order, Report},
     specs::{self, StartFacts},
     timeline::Timeline,
@@ -61,7 +61,8 @@ impl Prepared {
         // One that is given a budget of its own sees nothing of what others do on its GPUs.
         let has_budget = env.extra.contains_key(OsStr::new(BUDGET_VARIABLE));
         let measures = !env.gpus.is_empty() && !has_budget && specs::sizes_itself(plan.engine);
-        StartFacts { weights: self.weights.bytes(), measures }
+        let preparation = env.held.is_some().then(|| specs::preparation(plan));
+        StartFacts { weights: self.weights.bytes(), measures, preparation }
     }
 
     /// Puts it to work.
@@ -81,6 +82,7 @@ impl Prepared {
             reports,
             ending,
             placement,
+            prepared: None,
             cold_start: None,
             vain_starts: 0,
             weights,
@@ -98,7 +100,7 @@ pub fn wire(
     spawner: &Spawner,
     found: &JobGpus,
     dirs: (&RunDir, PathBuf),
-    parking: &Result<ParkPlace, String>,
+    park: &Result<ParkPlace, String>,
     trial: bool,
 ) -> Result<Wiring, WiringError> {
     let (run_dir, log_dir) = dirs;
@@ -115,7 +117,7 @@ pub fn wire(
         Some(client) => Arc::new(client.clone()),
         None => Arc::new(NoGpus),
     };
-    let can_park = parking.as_ref().map(|place| place.parking).map_err(Clone::clone);
+    let can_park = park.as_ref().map(|place| place.parking).map_err(Clone::clone);
     let deps = Deps { gpus: gpus_seen, server: found.client.clone(), parking: can_park };
     let places = gpus.iter().zip(&placements).enumerate();
     let prepared = places.map(|(at, (gpus, placement))| {
@@ -131,7 +133,8 @@ pub fn wire(
             threads: placement.cpus.len().max(1),
             gpu_memory_fraction: fraction(model.gpu_memory, gpus, &found.totals),
             binding: Binding::prepare(placement, view.this_system),
-            extra: parking.iter().flat_map(|place| place.environment(&model)).collect(),
+            extra: park.iter().flat_map(|place| place.environment(&model)).collect(),
+            held: parking::to_be_held(&model),
         };
         let swapper = Swapper::new(&model, &deps);
         let weights = Weights::find(&model);

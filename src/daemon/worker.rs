@@ -1,12 +1,14 @@
 //! One model's engine, from its first start to the end of the run.
 //!
 //! A worker is the only owner of its [`Engine`] and [`Swapper`]. It takes one [`Order`] at a time, answers each with one
-//! event, and between orders watches for the engine's own death. When the run ends its orders are closed: it drops what
+//! event, and between orders watches for the engine's own death, and for one that is held to come to its first use of a
+//! GPU. When the run ends its orders are closed: it drops what
 //! it is doing, stops the engine's tree, and returns.
 
 use super::{
     Timeline, hang,
     report::{EngineView, Order, Report, Stage},
+    stray,
 };
 use crate::{
     engine::{self, Engine, Reading, Weights},
@@ -44,7 +46,9 @@ pub struct Worker {
     pub ending: watch::Receiver<bool>,
     /// Cores, memory nodes and GPUs, for people.
     pub placement: String,
-    /// From launch to first answer, the last time.
+    /// When it was launched ahead of its turn; `None` once that has come.
+    pub prepared: Option<Prepared>,
+    /// From launch to first answer, the last time; without the time for which it was held.
     pub cold_start: Option<Duration>,
     /// Starts in a row that came to nothing.
     pub vain_starts: u32,
@@ -58,9 +62,19 @@ pub struct Worker {
     pub note: String,
 }
 
+/// A launch ahead of the engine's turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    launched: Instant,
+    /// How long it took to come to its first use of a GPU.
+    imports: Option<Duration>,
+}
+
 /// What ended a wait.
 enum Next {
     Order(Order),
+    CameToGpu,
+    Strayed,
     Died(Option<std::process::ExitStatus>),
     Hung(String),
     End,
@@ -79,6 +93,12 @@ impl Worker {
                         () = self.carry_out(order) => {}
                     }
                 }
+                Next::CameToGpu => self.imported(),
+                Next::Strayed => self.strayed().await,
+                Next::Died(status) if self.engine.is_held() => {
+                    let error = self.engine.ended_early(status);
+                    self.start_failed(&error).await;
+                }
                 Next::Died(status) => {
                     let how = status.map_or("ended".to_owned(), |status| status.to_string());
                     self.lost(&format!("ended by itself ({how})")).await;
@@ -93,12 +113,17 @@ impl Worker {
     async fn next(&mut self, ending: &mut watch::Receiver<bool>) -> Next {
         let alive = self.engine.running().is_some();
         let exited = self.engine.exited();
-        let limit = self.engine.plan.hang_timeout.filter(|_| alive && !self.swapper.is_out());
+        let held = self.engine.is_held();
+        let limit = self.engine.plan.hang_timeout.filter(|_| alive && !held && !self.swapper.is_out());
+        let imports = self.prepared.is_some_and(|it| it.imports.is_none());
+        let came_to_gpu = self.engine.came_to_gpu();
         tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => Next::End,
             status = exited, if alive => Next::Died(status),
             why = hang::until_useless(&self.engine, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
+            () = came_to_gpu, if imports => Next::CameToGpu,
+            () = stray::until_on_gpu(&self.engine, &self.swapper), if held => Next::Strayed,
             order = self.orders.recv() => order.map_or(Next::End, Next::Order),
         }
     }
@@ -107,7 +132,10 @@ impl Worker {
         let model = self.model;
         match order {
             Order::Warm => self.warm(),
-            Order::Start => self.start().await,
+            Order::Prepare => self.prepare().await,
+            // One that has ended meanwhile has been reported.
+            Order::Proceed if !self.engine.is_held() => {}
+            Order::Proceed | Order::Start => self.start().await,
             Order::Stop => {
                 self.stop().await;
                 self.report(Event::Stopped { model }, Stage::Idle, "");
@@ -130,11 +158,6 @@ impl Worker {
                 self.swapper.take_part(switch);
                 match self.swapper.swap_in(&mut self.engine).await {
                     Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
-                    Err(MoveFailed { detail, short: true, .. }) => {
-                        let note = detail.clone();
-                        let fault = EngineFault { detail, retry: true };
-                        self.report(Event::FoundNoRoom { model, fault }, Stage::Ready, &note);
-                    }
                     Err(fault) => {
                         let (fault, lost) = told(fault);
                         let note = fault.detail.clone();
@@ -159,23 +182,66 @@ impl Worker {
         });
     }
 
-    /// Launch, first answer, trial.
+    /// Launches the engine ahead of its turn.
+    async fn prepare(&mut self) {
+        self.timeline.clear();
+        if let Err(error) = self.engine.launch_held().await {
+            return self.start_failed(&error).await;
+        }
+        self.prepared = Some(Prepared { launched: Instant::now(), imports: None });
+        self.timeline.enter(Stage::Importing);
+        let (model, view) = (self.model, Some(self.view(Stage::Importing, "")));
+        let _ = self.reports.send(Report { model, view, event: None });
+    }
+
+    /// One that is held has come to its first use of a GPU.
+    fn imported(&mut self) {
+        if let Some(prepared) = &mut self.prepared {
+            prepared.imports = Some(prepared.launched.elapsed());
+        }
+        self.timeline.enter(Stage::Held);
+        self.report(Event::Imported { model: self.model }, Stage::Held, "");
+    }
+
+    /// One that is held has come to a GPU all the same.
+    async fn strayed(&mut self) {
+        let name = &self.engine.plan.name;
+        let detail = format!(
+            "the engine of {name} was launched ahead of its turn and is on a GPU already: it reaches the driver past the \
+             preload library; it was stopped and is started in its turn from now on (set start_ahead = false for {name})"
+        );
+        self.stop().await;
+        let (model, note) = (self.model, detail.clone());
+        let fault = EngineFault { detail, retry: true };
+        self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+    }
+
+    /// It has not come as far as its first answer.
+    async fn start_failed(&mut self, error: &engine::LaunchError) {
+        self.vain_starts += 1;
+        let hope = self.cold_start.is_some() || self.vain_starts < VAIN_STARTS;
+        let fault = EngineFault { retry: hope && error.may_pass(), detail: error.to_string() };
+        self.stop().await;
+        let note = fault.detail.clone();
+        self.report(Event::StartFailed { model: self.model, fault }, Stage::Idle, &note);
+    }
+
+    /// Launch, or what is left of it for one that was held; first answer, trial.
     async fn start(&mut self) {
         let model = self.model;
         let begun = Instant::now();
-        self.timeline.clear();
+        let imports = self.prepared.take().map(|it| it.imports.unwrap_or(it.launched.elapsed()));
+        if imports.is_none() {
+            self.timeline.clear();
+        }
+        let took = || imports.unwrap_or_default() + begun.elapsed();
         let launched = self.launch().await;
         // Whatever has not been read by now, the engine has read itself or will not need.
         self.reading.iter().for_each(Reading::stop);
         if let Err(error) = launched {
-            self.vain_starts += 1;
-            let hope = self.cold_start.is_some() || self.vain_starts < VAIN_STARTS;
-            let fault = EngineFault { retry: hope && error.may_pass(), detail: error.to_string() };
-            self.stop().await;
-            let note = fault.detail.clone();
-            return self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+            return self.start_failed(&error).await;
         }
-        self.cold_start = Some(begun.elapsed());
+        self.cold_start = Some(took());
         self.timeline.enter(Stage::Trial);
         self.report(Event::Answered { model }, Stage::Trial, "");
         let outcome = if self.trial {
@@ -187,7 +253,7 @@ impl Worker {
         match outcome {
             Ok(trial) => {
                 self.vain_starts = 0;
-                let measure = SwapMeasure { took: begun.elapsed(), ..trial.measure };
+                let measure = SwapMeasure { took: took(), ..trial.measure };
                 self.report(Event::Started { model, measure }, Stage::Ready, "");
             }
             Err(fault) => {
@@ -207,6 +273,9 @@ impl Worker {
         let (reports, model, view) = (self.reports.clone(), self.model, self.view(Stage::Launched, ""));
         let timeline = self.timeline.clone();
         let started = OnceLock::new();
+        if let Some(pid) = view.pid {
+            let _ = started.set(pid);
+        }
         let progress = move |stage: engine::Stage| {
             let mut view = view.clone();
             view.pid = started.get().copied();
@@ -241,6 +310,7 @@ impl Worker {
     }
 
     async fn stop(&mut self) {
+        self.prepared = None;
         self.timeline.end();
         match self.engine.stop().await {
             Ok(report) if !report.is_clean() => {

@@ -38,6 +38,8 @@ pub struct EngineEnv {
     pub binding: Option<Binding>,
     /// Put in last, over everything else (`LD_PRELOAD` of the preload library).
     pub extra: BTreeMap<OsString, OsString>,
+    /// The same for a launch ahead of its turn, beside where it asks: the preload library. `None` where it is never held.
+    pub held: Option<BTreeMap<OsString, OsString>>,
 }
 
 impl EngineEnv {

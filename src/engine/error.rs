@@ -45,6 +45,9 @@ pub enum LaunchError {
     /// There is no randomness for its key.
     #[error("cannot make the engine's key: {0}")]
     Key(getrandom::Error),
+    /// There is no place where its processes could ask for their turn.
+    #[error("cannot launch the engine ahead of its turn on the GPU: {0}")]
+    Hold(io::Error),
     /// Its command cannot be made from the templates of the config.
     #[error(transparent)]
     Template(#[from] TemplateError),

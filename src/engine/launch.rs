@@ -1,12 +1,15 @@
 //! Command → process → listening → answered.
 //!
+//! An engine that is launched ahead of its turn is held between the second and the third ([`Hold`]); its time for the
+//! rest begins with its release.
+//!
 //! Readiness is asked for by connection attempts that begin 20 ms after the start and grow apart to a quarter of a
 //! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
 //! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
 
 use super::{
-    ControlError, Engine, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send, pulse,
-    shared,
+    ControlError, Engine, Hold, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send,
+    pulse, shared,
 };
 use crate::{
     config::TemplateValues,
@@ -60,19 +63,40 @@ pub enum Stage {
 }
 
 impl Engine {
-    /// Starts the engine and comes back when it has answered a one-token request. `stages` is told how far it has come.
-    /// After an error nothing of it runs. When the future is dropped what was started keeps running: [`Engine::stop`]
-    /// ends it.
+    /// Launches the engine ahead of its turn on its GPUs: before their first use of a GPU its processes wait, until
+    /// [`Engine::launch`]. Comes back when its first process runs. After an error nothing of it runs.
+    ///
+    /// # Errors
+    /// [`LaunchError`]. How one that ends while it is held is told: [`Engine::ended_early`].
+    pub async fn launch_held(&mut self) -> Result<(), LaunchError> {
+        self.stop().await.map_err(LaunchError::Leftover)?;
+        let hold = Hold::open().map_err(LaunchError::Hold)?;
+        self.spawn(Some(hold)).await
+    }
+
+    /// What is to be said of one that has ended with `status` while it was held.
+    pub fn ended_early(&self, status: Option<ExitStatus>) -> LaunchError {
+        let begin = self.running().map(|running| running.begin).unwrap_or_default();
+        self.explain(status.map_or(Trouble::Gone, Trouble::Exited), begin)
+    }
+
+    /// Starts the engine, or releases it where it is held, and comes back when it has answered a one-token request.
+    /// `stages` is told how far it has come. After an error nothing of it runs. When the future is dropped what was
+    /// started keeps running: [`Engine::stop`] ends it.
     ///
     /// # Errors
     /// [`LaunchError`], with the end of the engine's log.
     pub async fn launch(&mut self, stages: &(dyn Fn(Stage) + Send + Sync)) -> Result<(), LaunchError> {
-        self.stop().await.map_err(LaunchError::Leftover)?;
-        let begin = self.log.length();
-        self.spawn().await?;
-        if let Some(pid) = self.pid() {
-            stages(Stage::Spawned { pid });
+        if self.is_held() {
+            self.release(stages);
+        } else {
+            self.stop().await.map_err(LaunchError::Leftover)?;
+            self.spawn(None).await?;
+            if let Some(pid) = self.pid() {
+                stages(Stage::Spawned { pid });
+            }
         }
+        let begin = self.running().map(|running| running.begin).unwrap_or_default();
         let outcome = match self.become_ready(begin, stages).await {
             Ok(()) => return Ok(()),
             Err(trouble) => self.explain(trouble, begin),
@@ -83,7 +107,19 @@ impl Engine {
         Err(outcome)
     }
 
-    async fn spawn(&mut self) -> Result<(), LaunchError> {
+    /// The turn of one that is held has come.
+    fn release(&mut self, stages: &(dyn Fn(Stage) + Send + Sync)) {
+        let Some(running) = &mut self.running else { return };
+        running.turn = Instant::now();
+        let (begin, key) = (running.begin, running.key.clone());
+        if let Some(hold) = &running.hold {
+            hold.release();
+        }
+        stages(Stage::Loading { line: self.log.tail_from(begin, 1, key.as_deref()) });
+    }
+
+    async fn spawn(&mut self, hold: Option<Hold>) -> Result<(), LaunchError> {
+        let begin = self.log.length();
         let upstream = self.choose_address()?;
         let key = random_key().map_err(LaunchError::Key)?;
         let dir = self.own_dir();
@@ -96,9 +132,14 @@ impl Engine {
             write_private(path, text).map_err(|source| LaunchError::Files { path: path.clone(), source })?;
         }
         let [program, args @ ..] = command.argv.as_slice() else { return Err(LaunchError::NoCommand) };
+        let mut variables = self.env.variables(&command.env);
+        if let Some(hold) = &hold {
+            variables.extend(self.env.held.clone().unwrap_or_default());
+            variables.extend(hold.environment(self.plan.apptainer.is_some()));
+        }
         let launch = Launch::new(program)
             .args(args)
-            .envs(self.env.variables(&command.env))
+            .envs(variables)
             .log(self.log.path())
             .binding(self.env.binding.clone())
             .oom_score_adj(OOM_SCORE)
@@ -108,11 +149,15 @@ impl Engine {
         let tree = child.tree().with_marker(&self.env.cookie.name, &self.env.cookie.value);
         let shared = shared::Keeper::of(tree.clone(), before, self.shared_list());
         let tree = Arc::new(Mutex::new(tree));
+        let started = Instant::now();
         self.running = Some(Running {
             child,
             upstream,
             key: self.plan.api_key.then(|| key.into()),
-            started: Instant::now(),
+            started,
+            turn: started,
+            begin,
+            hold,
             pulse: pulse::Pulse::begin(&self.plan.name, tree.clone()),
             tree,
             shared,
@@ -152,7 +197,7 @@ impl Engine {
 
     async fn become_ready(&self, begin: u64, stages: &(dyn Fn(Stage) + Send + Sync)) -> Result<(), Trouble> {
         let Some(running) = self.running() else { return Err(Trouble::Gone) };
-        let deadline = running.started + self.plan.start_timeout;
+        let deadline = running.turn + self.plan.start_timeout;
         let ready = async {
             self.wait_until_healthy(running, deadline, begin, stages).await?;
             stages(Stage::Listening);

@@ -3,8 +3,11 @@
 //! ```text
 //!           launch                                    one-token answer
 //!  Stopped ────────▶ Spawned ─▶ Loading ─▶ Listening ────────────────▶ Answered (running)
-//!     ▲                 │           │           │                          │
-//!     └── its whole tree is ended ──┴───────────┴── exit, timeout, refusal ┴── stop, exit
+//!   │ ▲                 │           ▲ │         │                          │
+//!   │ └─ its whole tree is ended ───┼─┴─────────┴── exit, timeout, refusal ┴── stop, exit
+//!   │          ▲                    │
+//!   │          └── stop, exit ──┐   │ launch
+//!   └─────── launch_held ─────▶ Held (ahead of its turn: imports, then waits before its first use of a GPU)
 //! ```
 //!
 //! An [`Engine`] belongs to one worker task; nobody else touches it. It is started and stopped here; how it leaves the
@@ -85,6 +88,12 @@ pub struct Running {
     pub key: Option<Arc<str>>,
     /// When it was started.
     pub started: Instant,
+    /// When its own time began: its start, or of one that was held its release.
+    turn: Instant,
+    /// Where its lines in the log begin.
+    begin: u64,
+    /// Where its processes ask for their turn, if it was launched ahead of it.
+    hold: Option<Hold>,
     /// Remembers who was in the tree, so that an orphan stays a member.
     tree: Arc<Mutex<Tree>>,
     /// Continues what of it is stopped from outside.
@@ -155,6 +164,23 @@ impl Engine {
         }
     }
 
+    /// Whether it was launched ahead of its turn, and that has not come.
+    pub fn is_held(&self) -> bool {
+        self.running().and_then(|running| running.hold.as_ref()).is_some_and(|hold| !hold.is_released())
+    }
+
+    /// Comes back when one that is held has come to its first use of a GPU; never for another one. The future holds no
+    /// borrow.
+    pub fn came_to_gpu(&self) -> impl Future<Output = ()> + Send + use<> {
+        let asked = self.running().and_then(|running| running.hold.as_ref()).map(Hold::asked);
+        async move {
+            match asked {
+                Some(asked) => asked.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Whether its root process runs.
     pub fn is_alive(&self) -> bool {
         self.running().is_some_and(|running| running.child.exit_status().is_none())
@@ -166,7 +192,12 @@ impl Engine {
     /// # Errors
     /// When `/proc` cannot be read or a process cannot be signalled; the engine then still counts as running.
     pub async fn stop(&mut self) -> io::Result<StopReport> {
-        let Some(running) = &self.running else { return Ok(StopReport::default()) };
+        let held = self.is_held();
+        let Some(running) = &mut self.running else { return Ok(StopReport::default()) };
+        if held {
+            // Whoever waits there ends at once; a signal would wait until the driver's call comes back.
+            running.hold = None;
+        }
         running.shared.note_last();
         // A clone, because a lock must not be held while waiting; nobody else looks at the tree meanwhile.
         let mut tree = running.tree.lock().unwrap_or_else(PoisonError::into_inner).clone();

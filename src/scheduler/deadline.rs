@@ -6,7 +6,7 @@
 use super::{
     Scheduler,
     event::{Effect, Rejection},
-    explain::OutWhy,
+    explain::{OutWhy, PutOff},
     model::{Leaving, Model, Why},
 };
 use crate::units::{ModelId, Moment};
@@ -30,6 +30,9 @@ impl Scheduler {
                 fx.push(Effect::Answer { ask: *ask, result });
                 model.asks_in.remove(0);
             }
+            if self.models[index].put_off_at().is_some_and(|at| at <= now) {
+                self.put_off(ModelId(index as u32), now, PutOff::TooLong, fx);
+            }
             if !self.draining && idle_until(&self.models[index]).is_some_and(|until| until <= now) {
                 self.go_out(ModelId(index as u32), now, None, OutWhy::IdleTtl, fx);
             }
@@ -46,6 +49,7 @@ impl Scheduler {
             let demand = model.demand();
             at(model.queue.front().map(|front| front.arrived + self.bounds.max_wait));
             at(model.asks_in.first().map(|(_, since)| *since + self.bounds.max_wait));
+            at(model.put_off_at());
             if self.draining {
                 continue;
             }

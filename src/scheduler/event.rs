@@ -19,13 +19,15 @@ pub enum Event {
     Cancelled { request: RequestId },
     /// A dispatched request's last byte was sent, or its client or engine went away: the lease ends.
     Released { request: RequestId },
+    /// An engine that was launched by [`Effect::Prepare`] has come to its first use of a GPU, and waits there.
+    Imported { model: ModelId },
     /// The files that [`Effect::Warm`] named have been read, or cannot be.
     Warmed { model: ModelId },
     /// An engine that is being started has answered its first request: it has taken its memory, its trial begins.
     Answered { model: ModelId },
     /// An engine is up, has answered its first request and passed its trial; it is resident.
     Started { model: ModelId, measure: SwapMeasure },
-    /// An engine could not be started.
+    /// An engine could not be started, or ended while it was held.
     StartFailed { model: ModelId, fault: EngineFault },
     /// A swap-out is done; the resources beyond `measure.out` are free, and have been seen to be.
     SwappedOut { model: ModelId, measure: SwapMeasure },
@@ -35,8 +37,6 @@ pub enum Event {
     SwappedIn { model: ModelId, measure: SwapMeasure },
     /// A swap-in failed. `lost`: the engine is gone and its resources free; else it is out as before.
     SwapInFailed { model: ModelId, fault: EngineFault, lost: bool },
-    /// A swap-in found less free than the ledger says: another process has it. The engine is out as before, and as good.
-    FoundNoRoom { model: ModelId, fault: EngineFault },
     /// An engine's process ended by itself; nothing of it holds a resource any more.
     EngineDied { model: ModelId, fault: EngineFault },
     /// An engine has been stopped as asked; its resources are free.
@@ -65,6 +65,10 @@ pub enum Effect {
     /// Read the files that the engine will read when it starts, so that they lie in the page cache by then. The model's
     /// other moves do not wait for it.
     Warm { model: ModelId },
+    /// Launch the engine, and hold its processes before their first use of a GPU: it takes host memory alone.
+    Prepare { model: ModelId },
+    /// Let the engine that was prepared go on; its resident footprint is reserved.
+    Proceed { model: ModelId },
     /// Start the engine; its resident footprint is reserved.
     Start { model: ModelId },
     /// Stop the engine and free everything it holds.

@@ -106,6 +106,10 @@ pub enum Keeps {
 pub enum What {
     /// Its way in began.
     CameIn { waited: Duration },
+    /// It was launched ahead of its turn, and held.
+    Prepared,
+    /// It was stopped again before its turn came.
+    PutOff { why: PutOff },
     /// It was closed to new requests for `whom`.
     Closed { whom: ModelId, running: u32 },
     /// It was opened again: the room is not needed any more.
@@ -122,6 +126,18 @@ pub enum What {
     Broke { detail: String, again: Duration },
     /// It was given up.
     GaveUp { detail: String },
+}
+
+/// Why an engine that was launched ahead of its turn was stopped again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PutOff {
+    /// Nobody waits for it any more.
+    Unwanted,
+    /// The host's memory is needed for others.
+    Host,
+    /// Its turn did not come within its bound.
+    TooLong,
 }
 
 /// Why an engine left.
@@ -165,7 +181,7 @@ impl Scheduler {
         Explanation {
             model: model.spec.name.to_string(),
             state: model.state,
-            text: self.text(&reason, now),
+            text: self.prepared_text(id) + &self.text(&reason, now),
             history: history.collect(),
             reason,
         }
@@ -181,15 +197,17 @@ impl Scheduler {
                 Reason::Draining { leases: model.leases, room_for }
             }
             (State::Failed, _) => Reason::GivenUp { detail: detail() },
-            (State::Cold | State::Out, _) => match (model.demand(), self.cannot_serve(id, now)) {
-                _ if self.draining => Reason::Ending,
-                (_, Some(refusal)) => Reason::Refused { detail: refusal.to_string() },
-                (None, None) => Reason::NotWanted,
-                _ if model.faults.not_before > now => {
-                    Reason::Backoff { until: model.faults.not_before, detail: detail() }
+            (State::Cold | State::Preparing | State::Out, _) => {
+                match (model.demand(), self.cannot_serve(id, now)) {
+                    _ if self.draining => Reason::Ending,
+                    (_, Some(refusal)) => Reason::Refused { detail: refusal.to_string() },
+                    (None, None) => Reason::NotWanted,
+                    _ if model.faults.not_before > now => {
+                        Reason::Backoff { until: model.faults.not_before, detail: detail() }
+                    }
+                    _ => self.why_not_quiet(id).unwrap_or_else(|| self.why_no_room(id, now)),
                 }
-                _ => self.why_not_quiet(id).unwrap_or_else(|| self.why_no_room(id, now)),
-            },
+            }
             _ => Reason::Moving { since: model.since },
         }
     }

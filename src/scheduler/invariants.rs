@@ -18,6 +18,7 @@ impl Scheduler {
         self.check_quiet()?;
         self.check_early()?;
         self.check_warm()?;
+        self.check_prepared()?;
         let mut waiting = vec![0; self.models.len()];
         let mut leased = vec![0; self.models.len()];
         for place in self.requests.values() {
@@ -40,6 +41,7 @@ impl Scheduler {
     fn check_model(&self, model: &Model) -> Result<(), String> {
         let held = match model.state {
             State::Cold | State::Failed => model.held.is_zero(),
+            State::Preparing => model.held == model.prepared(),
             State::Starting => model.resident.within(&model.held) && model.spec.starting.within(&model.held),
             State::Resident => model.held == model.resident,
             State::SwappingOut => model.share.is_some() || model.out.within(&model.held),
@@ -61,7 +63,7 @@ impl Scheduler {
                 model.leases == 0
                     || !matches!(
                         model.state,
-                        State::Cold | State::Starting | State::Stopping | State::Failed
+                        State::Cold | State::Preparing | State::Starting | State::Stopping | State::Failed
                     ),
                 "has leases without an engine",
             ),

@@ -5,7 +5,9 @@
 //! replayed from its journal, simulated faster than time, and searched for broken invariants.
 //!
 //! ```text
-//!            Start            Started            SwapOut          SwappedOut
+//!    ┌── Prepare ─► Preparing ── put off ─► Stopping
+//!    │                  │ Proceed
+//!    │       Start      ▼     Started            SwapOut          SwappedOut
 //!   Cold ───────────► Starting ───────► Resident ───────► SwappingOut ───────► Out
 //!    ▲ ▲                  │              │   ▲ ▲               │               │ │ SwapIn
 //!    │ └── failed, later ─┤              │   │ └─── refused ───┘               │ ▼
@@ -19,6 +21,7 @@
 //! | state | holds in the ledger | its requests |
 //! | --- | --- | --- |
 //! | `Cold` | nothing | wait for a start |
+//! | `Preparing` | host memory alone | wait |
 //! | `Starting` | the larger of `starting` and `resident` | wait |
 //! | `Resident` | `resident` | are dispatched at once; closed (*leaving*): new ones wait, those in flight finish |
 //! | `SwappingOut`, `SwappingIn` | the larger of what it held and what it will hold | wait; those in flight are paused |
@@ -40,8 +43,8 @@
 //! - *Busy victims*: closed when they have been resident for `min_resident` and the waiting side has waited `patience`
 //!   (less, the more it outweighs the busy side); drained; after `drain_limit` swapped out in mid-generation if their
 //!   streams survive that, else drained on.
-//! - *Starts* ([`mod@quiet`], [`mod@warm`]): nothing else moves on a GPU while an engine sizes itself by what is free there;
-//!   what needs no GPU is done before its turn.
+//! - *Starts* ([`mod@quiet`], [`mod@warm`], [`mod@prepare`]): nothing else moves on a GPU while an engine sizes itself by what
+//!   is free there; what needs no GPU, weights and imports, is done before its turn.
 //! - *Requests* ([`mod@admission`]): dispatched at once, queued, or denied with a reason; those that wait for the same
 //!   model are dispatched together. Each one ends.
 //! - *Failures* ([`mod@lifecycle`]): tried again after a delay that doubles, given up after some; a refused swap-out
@@ -67,6 +70,7 @@ mod model;
 mod operator;
 mod placement;
 mod policy;
+mod prepare;
 mod queue;
 mod quiet;
 mod spec;
@@ -78,9 +82,9 @@ mod warm;
 mod wording;
 
 pub use event::{Early, Effect, EngineFault, Event, Rejection, SwapMeasure};
-pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, Reason, What};
+pub use explain::{Explanation, Holder, Keeps, OutWhy, Past, PutOff, Reason, What};
 pub use ledger::LedgerView;
-pub use spec::{Bounds, ModelSpec, RestartPolicy, Setup};
+pub use spec::{Bounds, ModelSpec, Preparation, RestartPolicy, Setup};
 pub use state::State;
 pub use view::ModelStatus;
 
@@ -142,6 +146,7 @@ impl Scheduler {
                     self.came_in(model, &measure, now, effects);
                 }
             }
+            Event::Imported { model } => self.imported(model, now, effects),
             Event::Warmed { model } => self.warmed(model, now, effects),
             Event::Answered { model } => self.answered(model, now, effects),
             Event::StartFailed { model, fault } => self.start_failed(model, fault, now, effects),
@@ -149,10 +154,7 @@ impl Scheduler {
             Event::SwapOutFailed { model, fault, lost: false } => {
                 self.refused_to_go(model, fault, now, effects)
             }
-            Event::SwapInFailed { model, fault, lost: false } => {
-                self.stayed_out(model, fault, false, now, effects);
-            }
-            Event::FoundNoRoom { model, fault } => self.stayed_out(model, fault, true, now, effects),
+            Event::SwapInFailed { model, fault, lost: false } => self.stayed_out(model, fault, now, effects),
             Event::SwapOutFailed { model, fault, lost: true } => {
                 self.lost_in(State::SwappingOut, model, fault, now, effects);
             }

@@ -53,6 +53,12 @@ pub(super) struct Model {
     /// While it starts: it has answered, its trial is under way.
     pub(super) answered: bool,
     pub(super) warm: Warm,
+    /// While it is prepared: it has come to its first use of a GPU.
+    pub(super) imported: bool,
+    /// While it starts: it was prepared.
+    pub(super) was_prepared: bool,
+    /// It was prepared for nothing once: not again.
+    pub(super) prepared_in_vain: bool,
     pub(super) resident_since: Moment,
     /// When its last way in began.
     pub(super) way_in: Option<Moment>,
@@ -96,8 +102,6 @@ pub(super) struct Faults {
     pub(super) spared_until: Moment,
     /// Refused swap-outs in a row.
     pub(super) refusals: u32,
-    /// Swap-ins in a row that found no room.
-    pub(super) no_room: u32,
     pub(super) last: Option<EngineFault>,
     /// Given up; the engine only still has to be stopped.
     pub(super) hopeless: bool,
@@ -144,6 +148,9 @@ impl Model {
             leaving: None,
             answered: false,
             warm: Warm::Not,
+            imported: false,
+            was_prepared: false,
+            prepared_in_vain: false,
             resident_since: Moment::ZERO,
             way_in: None,
             last_used: Moment::ZERO,
@@ -163,10 +170,12 @@ impl Model {
     /// Enters the next state of the diagram.
     pub(super) fn enter(&mut self, state: State, now: Moment) {
         debug_assert!(self.state.can_become(state), "{}: {} to {state}", self.spec.name, self.state);
+        self.was_prepared = self.state == State::Preparing && state == State::Starting;
         self.state = state;
         self.since = now;
         self.leaving = None;
         self.answered = false;
+        self.imported = false;
     }
 
     /// Whether a request that arrives is dispatched at once.
@@ -206,6 +215,7 @@ impl Model {
     pub(super) fn coming_in(&self) -> Footprint {
         match (self.state, self.mechanism) {
             (State::Cold | State::Failed, _) => self.spec.starting.max(&self.resident),
+            (State::Preparing, _) => self.spec.starting.max(&self.resident).max(&self.held),
             (_, Some(MechanismKind::Restart)) => self.spec.starting.max(&self.resident).max(&self.held),
             _ => self.resident.max(&self.held),
         }
@@ -244,14 +254,16 @@ impl Model {
                 self.share.map_or(all.clone(), |bytes| at_most(&all, bytes))
             }
             State::Stopping => self.held.clone(),
-            State::Cold | State::Resident | State::Out | State::Failed => Footprint::default(),
+            State::Cold | State::Preparing | State::Resident | State::Out | State::Failed => {
+                Footprint::default()
+            }
         }
     }
 
     /// How long its next way in is expected to take; zero where nothing is known yet.
     pub(super) fn expected_in(&self) -> Duration {
         match self.state {
-            State::Cold | State::Failed => self.timing.start.unwrap_or_default(),
+            State::Cold | State::Preparing | State::Failed => self.timing.start.unwrap_or_default(),
             _ => self.timing.swap_in.unwrap_or_else(|| self.guess()),
         }
     }

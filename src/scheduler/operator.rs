@@ -42,7 +42,7 @@ impl Scheduler {
             fx.push(Effect::Answer { ask, result: Err("asked to go out meanwhile".to_owned()) });
         }
         let refused = match model.state {
-            State::Cold | State::Out | State::Failed => Some(Ok(())),
+            State::Cold | State::Preparing | State::Out | State::Failed => Some(Ok(())),
             _ if self.draining => Some(Err(Rejection::Draining.to_string())),
             _ => None,
         };

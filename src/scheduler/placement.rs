@@ -12,7 +12,7 @@ use super::{
     Scheduler,
     demand::{Demand, Urgency, scaled_patience},
     event::Effect,
-    explain::{OutWhy, What},
+    explain::{OutWhy, PutOff, What},
     model::{Leaving, Why},
     policy::{Candidate, Choice, Kind, Parts, at_most, choose},
     state::State,
@@ -28,6 +28,8 @@ struct Line {
     victims: Vec<Victim>,
     /// Those who begin as soon as moves under way are over.
     next: Vec<ModelId>,
+    /// Those whose turn is in sight: they are next, or wait for quiet.
+    near: Vec<ModelId>,
 }
 
 /// An engine that was chosen to make room.
@@ -50,6 +52,7 @@ impl Scheduler {
             freed: self.models.iter().fold(Footprint::default(), |sum, m| sum.plus(&m.will_free())),
             victims: Vec::new(),
             next: Vec::new(),
+            near: Vec::new(),
         };
         self.wanting = false;
         let mut in_order = Vec::new();
@@ -60,10 +63,12 @@ impl Scheduler {
                 self.place_one(now, *id, *demand, &mut line, fx);
             }
             let ids: Vec<ModelId> = in_order.iter().map(|(_, id)| *id).collect();
+            self.prepare_ahead(&ids, &line.near, (&line.promised, &line.freed), now, fx);
             self.read_ahead(&ids, fx);
         }
         self.close_and_open(now, &line.victims, fx);
         self.come_in_early(&in_order, now, fx);
+        self.put_off_unwanted(now, fx);
     }
 
     /// Everybody who wants in and could come in, in order.
@@ -97,6 +102,7 @@ impl Scheduler {
         }
         if self.waits_for_quiet(id, now, line) {
             self.keep_victims(id, line);
+            line.near.push(id);
             line.promised = line.promised.plus(&need);
             return;
         }
@@ -107,6 +113,7 @@ impl Scheduler {
                 return;
             }
             line.next.push(id);
+            line.near.push(id);
         } else {
             let candidates = self.candidates(now, Some((id, demand)), &lack, line);
             match choose(now, &lack, &candidates) {
@@ -114,6 +121,7 @@ impl Scheduler {
                     line.take(&victims, &candidates, &lack, Some(id));
                     if victims.iter().all(|victim| self.may_go_now(*victim, now)) {
                         line.next.push(id);
+                        line.near.push(id);
                     }
                 }
                 Choice::NotBefore(at) => self.gate = Some(self.gate.map_or(at, |gate| gate.min(at))),
@@ -170,6 +178,11 @@ impl Scheduler {
             model.enter(State::Starting, now);
             self.warm(id, fx);
             fx.push(Effect::Start { model: id });
+        } else if model.state == State::Preparing {
+            model.timing.waited = Some(now.since(demand.since));
+            model.enter(State::Starting, now);
+            self.warm(id, fx);
+            fx.push(Effect::Proceed { model: id });
         } else {
             model.enter(State::SwappingIn, now);
             fx.push(Effect::SwapIn { model: id, early: None });
@@ -202,10 +215,11 @@ impl Scheduler {
         let eligible = self.models_by_id().filter(|(id, model)| {
             let wanting = whom.is_some_and(|(whom, _)| whom == *id);
             let taken = line.victims.iter().any(|victim| victim.model == *id);
-            let may = !model.pinned && model.faults.spared_until <= now;
+            // A pinned one that is only being prepared is not resident yet.
+            let may = (!model.pinned || model.state == State::Preparing) && model.faults.spared_until <= now;
             !wanting && !taken && may && !self.is_held_still(*id)
         });
-        let starts = whom.is_some_and(|(whom, _)| self.model(whom).state == State::Cold);
+        let starts = whom.is_some_and(|(whom, _)| self.model(whom).will_start());
         let candidates = eligible.filter_map(|(id, model)| {
             let lacks = lack.gpu.iter().max().copied().unwrap_or_default();
             let gpus_alone = lack.host.is_zero() && lack.pool.is_zero() && lack.slots == 0;
@@ -221,6 +235,8 @@ impl Scheduler {
             };
             let cost = match model.leaving {
                 Some(_) => 0.0,
+                // It serves nobody yet.
+                None if model.state == State::Preparing => -1.0,
                 // Out of host memory, the one that was used longest ago ends, whatever its next start costs.
                 None if whom.is_none() && kind == Kind::Stop => 0.0,
                 None => {
@@ -259,6 +275,7 @@ impl Scheduler {
         let urgency = whom.map_or(Urgency::Preload, |(_, demand)| demand.urgency);
         let may_stop = urgency != Urgency::Preload;
         let asked = model.leaving.is_some_and(|leaving| leaving.why == Why::Asked);
+        let goes_before = |demand| model.demand().is_none_or(|its| demand < its);
         match model.state {
             State::Resident if asked => Some(Kind::Idle),
             State::Resident if model.is_busy() => {
@@ -275,8 +292,12 @@ impl Scheduler {
                 Some(Kind::Idle)
             }
             State::Resident => may_stop.then_some(Kind::Stop),
+            State::Preparing if whom.is_none() => (self.ledger.over().host.0 > 0).then_some(Kind::Stop),
+            State::Preparing => {
+                let (_, demand) = whom.filter(|_| may_stop)?;
+                goes_before(demand).then_some(Kind::Stop)
+            }
             State::Out => {
-                let goes_before = |demand| model.demand().is_none_or(|its| demand < its);
                 let room = model.going_out(share).minus(&model.held);
                 if share.is_some() && model.has_more_to_free() && self.ledger.has_room(&room) {
                     return whom.is_none_or(|(_, demand)| goes_before(demand)).then_some(Kind::Idle);
@@ -310,6 +331,7 @@ impl Scheduler {
             let victim = victims.iter().find(|victim| victim.model == id).copied();
             let share = victim.and_then(|victim| victim.share);
             match victim {
+                Some(_) if model.state == State::Preparing => self.put_off(id, now, PutOff::Host, fx),
                 Some(Victim { whom: None, kind: Kind::Stop, .. }) => {
                     self.stop(id, now, OutWhy::OverCapacity, fx);
                 }

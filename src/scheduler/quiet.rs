@@ -6,6 +6,7 @@
 //! So
 //!
 //! - a way in that measures ([`Model::will_measure`]) begins only when nothing moves on its GPUs, and
+//!   One that was launched ahead ([`mod@super::prepare`]) is held until then, and has not looked;
 //! - until it has answered ([`Event::Answered`](super::Event::Answered)) nothing begins there: no start, no swap, no stop
 //!   that frees GPU memory. Its trial no longer measures; swaps beside it are free to begin, other starts are not.
 
@@ -23,9 +24,14 @@ impl Model {
         self.spec.measures && starts
     }
 
+    /// Whether its next way in is a start, from nothing or from where it is held.
+    pub(super) fn will_start(&self) -> bool {
+        matches!(self.state, State::Cold | State::Preparing)
+    }
+
     /// Whether its next way in is one on which it measures.
     pub(super) fn will_measure(&self) -> bool {
-        let starts = self.state == State::Cold || self.mechanism == Some(MechanismKind::Restart);
+        let starts = self.will_start() || self.mechanism == Some(MechanismKind::Restart);
         self.spec.measures && starts
     }
 
@@ -63,7 +69,7 @@ impl Scheduler {
         self.beside(id, Model::moves_on_gpus)
     }
 
-    fn beside(&self, id: ModelId, so: impl Fn(&Model) -> bool) -> Option<ModelId> {
+    pub(super) fn beside(&self, id: ModelId, so: impl Fn(&Model) -> bool) -> Option<ModelId> {
         let model = self.model(id);
         let mut others = self.models_by_id().filter(|(other, _)| *other != id);
         others.find(|(_, other)| so(other) && other.shares_gpu(model)).map(|(other, _)| other)

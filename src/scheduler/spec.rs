@@ -51,6 +51,18 @@ pub struct ModelSpec {
     /// Bytes of the files that it reads while it starts; zero where that is not known.
     #[serde(default)]
     pub weights: Bytes,
+    /// What it takes to launch it ahead of its turn; `None` where it is started in its turn alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
+}
+
+/// An engine that can be launched ahead of its turn and held before its first use of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// Host memory that it takes meanwhile.
+    pub host: Bytes,
+    /// Longest time from its launch until its turn comes; then it is stopped, and started in its turn.
+    pub longest: Duration,
 }
 
 /// How an engine that failed is started again: after `first`, then twice that, and so on up to `longest`.

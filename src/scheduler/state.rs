@@ -9,7 +9,9 @@ use std::fmt;
 pub enum State {
     /// No process. Started when wanted.
     Cold,
-    /// Launched; until its trial has passed.
+    /// Launched ahead of its turn, and held before its first use of a GPU.
+    Preparing,
+    /// Launched, and not held; until its trial has passed.
     Starting,
     /// Its memory is where it computes; it answers.
     Resident,
@@ -30,6 +32,7 @@ impl State {
     pub fn name(self) -> &'static str {
         match self {
             State::Cold => "cold",
+            State::Preparing => "preparing",
             State::Starting => "starting",
             State::Resident => "resident",
             State::SwappingOut => "swapping_out",
@@ -42,7 +45,7 @@ impl State {
 
     /// Whether a start or a swap-in may begin.
     pub fn can_come_in(self) -> bool {
-        matches!(self, State::Cold | State::Out)
+        matches!(self, State::Cold | State::Preparing | State::Out)
     }
 
     /// Whether a swap-out may begin.
@@ -52,10 +55,10 @@ impl State {
 
     /// Whether it may be stopped.
     pub fn can_stop(self) -> bool {
-        matches!(self, State::Resident | State::Out)
+        matches!(self, State::Resident | State::Out | State::Preparing)
     }
 
-    /// Whether something was asked of the engine and has not been reported done.
+    /// Whether something was asked of the engine and has not been reported done. One that is prepared waits.
     pub fn is_moving(self) -> bool {
         matches!(self, State::Starting | State::SwappingOut | State::SwappingIn | State::Stopping)
     }
@@ -69,7 +72,8 @@ impl State {
     pub fn can_become(self, next: State) -> bool {
         use State::*;
         match self {
-            Cold => matches!(next, Starting | Failed),
+            Cold => matches!(next, Preparing | Starting | Failed),
+            Preparing => matches!(next, Starting | Stopping | Cold),
             Starting => matches!(next, Resident | Cold | Failed),
             Resident => matches!(next, SwappingOut | Stopping | Cold),
             SwappingOut => matches!(next, Out | Resident | Cold),

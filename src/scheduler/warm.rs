@@ -54,7 +54,8 @@ impl Scheduler {
         let room = self.spare_host();
         let mut waiting = line.iter().filter(|id| {
             let model = self.model(**id);
-            let unread = model.state == State::Cold && model.warm == Warm::Not;
+            let waits = matches!(model.state, State::Cold | State::Preparing);
+            let unread = waits && model.warm == Warm::Not;
             unread && model.spec.weights.0 > 0 && model.spec.weights <= room
         });
         if let Some(next) = waiting.next().copied() {
@@ -63,10 +64,13 @@ impl Scheduler {
     }
 
     /// Host memory that no engine that runs needs, wherever it goes, and that no earlier reading has filled.
-    fn spare_host(&self) -> Bytes {
+    pub(super) fn spare_host(&self) -> Bytes {
         let taken = self.models.iter().map(|model| match model.state {
             State::Cold | State::Failed if model.warm != Warm::Not => model.spec.weights,
             State::Cold | State::Failed => Bytes(0),
+            State::Preparing if model.warm != Warm::Not => {
+                model.held.host.max(model.out.host) + model.spec.weights
+            }
             _ => model.held.host.max(model.out.host),
         });
         self.ledger.view().capacity.host.saturating_sub(taken.sum())

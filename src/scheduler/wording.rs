@@ -2,7 +2,8 @@
 
 use super::{
     Scheduler,
-    explain::{Keeps, OutWhy, Reason, What},
+    explain::{Keeps, OutWhy, PutOff, Reason, What},
+    state::State,
 };
 use crate::units::{ModelId, Moment};
 use std::time::Duration;
@@ -10,6 +11,18 @@ use std::time::Duration;
 impl Scheduler {
     fn name(&self, id: ModelId) -> &str {
         &self.model(id).spec.name
+    }
+
+    /// What to say first of one that is prepared.
+    pub(super) fn prepared_text(&self, id: ModelId) -> String {
+        let model = self.model(id);
+        match (model.state, model.imported) {
+            (State::Preparing, false) => "it was launched ahead of its turn and imports; ".to_owned(),
+            (State::Preparing, true) => {
+                "it was launched ahead of its turn and is held before its first use of the GPU; ".to_owned()
+            }
+            _ => String::new(),
+        }
     }
 
     /// A reason as a sentence.
@@ -85,6 +98,15 @@ impl Scheduler {
         };
         match what {
             What::CameIn { waited } => format!("brought in after {} of waiting", seconds(*waited)),
+            What::Prepared => "launched ahead of its turn".to_owned(),
+            What::PutOff { why } => {
+                let because = match why {
+                    PutOff::Unwanted => "nobody waits for it any more",
+                    PutOff::Host => "the host's memory is needed for others",
+                    PutOff::TooLong => "its turn did not come within its start_timeout",
+                };
+                format!("stopped before its turn: {because}")
+            }
             What::Closed { whom, running } => {
                 format!("closed for {} with {} running", self.name(*whom), requests(*running))
             }

@@ -53,6 +53,8 @@ enum Happening {
     Answers(ModelId),
     /// A model's weights lie in the page cache.
     Read(ModelId),
+    /// One that was launched ahead has come to its first use of a GPU.
+    Imported(ModelId),
     /// A request's last byte, unless its engine was swapped out since (another turn of the engine).
     Ends(RequestId, u32),
 }
@@ -83,6 +85,8 @@ struct World<'a, S> {
     running: BTreeMap<RequestId, Running>,
     /// How often each engine has come in.
     turns: Vec<u32>,
+    /// When each engine that was launched ahead of its turn has imported what it needs.
+    imported: Vec<Option<Moment>>,
     /// When each model's weights lie in the page cache, where they are being read ahead or have been.
     read: Vec<Option<Moment>>,
     moving: usize,
@@ -103,6 +107,7 @@ pub fn simulate(strategy: &mut impl Strategy, setup: &Setup, costs: &[Costs], ca
         sequence: 0,
         running: BTreeMap::new(),
         turns: vec![0; models],
+        imported: vec![None; models],
         read: vec![None; models],
         moving: 0,
         outcome: Outcome::default(),
@@ -150,6 +155,7 @@ impl<S: Strategy> World<'_, S> {
             }
             Happening::Moved(model, moved) => self.moved(model, moved),
             Happening::Answers(model) => self.tell(Event::Answered { model }),
+            Happening::Imported(model) => self.tell(Event::Imported { model }),
             Happening::Read(model) => self.tell(Event::Warmed { model }),
             Happening::Ends(request, turn) => {
                 let current = |running: &Running| self.turns[running.model.index()] == turn;
@@ -176,6 +182,9 @@ impl<S: Strategy> World<'_, S> {
         if matches!(moved, Move::Start | Move::In) {
             self.resume(model);
         }
+        if matches!(moved, Move::Start | Move::Stop) {
+            self.imported[model.index()] = None;
+        }
         self.tell(match moved {
             Move::Start => Event::Started { model, measure },
             Move::Stop => Event::Stopped { model },
@@ -185,12 +194,13 @@ impl<S: Strategy> World<'_, S> {
     }
 
     /// How long a start that begins now takes: the engine waits for what of its weights has not been read when it wants
-    /// them.
+    /// them. What it has imported already is no part of it.
     fn starts_in(&self, model: ModelId) -> Duration {
         let costs = self.costs[model.index()];
-        let wanted = self.now + costs.imports;
+        let imported = self.imported[model.index()].unwrap_or(self.now + costs.imports);
+        let wanted = imported.max(self.now);
         let read = self.read[model.index()].unwrap_or(wanted + costs.reading);
-        costs.start + read.since(wanted)
+        wanted.since(self.now) + (costs.start - costs.imports) + read.since(wanted)
     }
 
     /// Paused requests go on where they were.
@@ -235,7 +245,7 @@ impl<S: Strategy> World<'_, S> {
 
     fn carry_out(&mut self, effect: Effect) {
         let start = match effect {
-            Effect::Start { model } => self.starts_in(model),
+            Effect::Start { model } | Effect::Proceed { model } => self.starts_in(model),
             _ => Duration::ZERO,
         };
         let mut begin = |model: ModelId, moved| {
@@ -255,7 +265,12 @@ impl<S: Strategy> World<'_, S> {
                 self.read[model.index()] = Some(end);
                 self.expect(end, Happening::Read(model));
             }
-            Effect::Start { model } => {
+            Effect::Prepare { model } => {
+                let end = self.now + self.costs[model.index()].imports;
+                self.imported[model.index()] = Some(end);
+                self.expect(end, Happening::Imported(model));
+            }
+            Effect::Start { model } | Effect::Proceed { model } => {
                 begin(model, Move::Start);
                 let costs = self.costs[model.index()];
                 let trial = costs.swap_out + costs.swap_in;

@@ -48,6 +48,7 @@ impl Lab {
             gpu_memory_fraction: None,
             binding: None,
             extra: BTreeMap::new(),
+            held: None,
         };
         Engine::new(Arc::new(plan), env)
     }
@@ -130,6 +131,7 @@ pub fn plan(name: &str, command: &[&str], swap: &[MechanismKind]) -> ModelPlan {
         pin: false,
         preload: false,
         idle_ttl: None,
+        start_ahead: false,
         start_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(5),
         swap_timeout: Duration::from_secs(60),

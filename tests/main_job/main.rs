@@ -2,6 +2,7 @@
 //! the last look at what is left. The engines misbehave on request (`tests/engines/fake.py`); where `scripts/engines` has
 //! been run, real ones take part as well.
 
+mod ahead;
 mod ends;
 #[path = "../gpu_bench/mod.rs"]
 mod gpu_bench;

@@ -64,9 +64,14 @@ impl Service {
     }
 
     fn up(service: Self) -> Self {
-        let waited = service.verb(&["wait", "--timeout", "2m"]);
-        assert!(waited.status.success(), "{}\n{}", String::from_utf8_lossy(&waited.stderr), service.log());
+        service.wait();
         service
+    }
+
+    /// Waits until every model has answered.
+    pub fn wait(&self) {
+        let waited = self.verb(&["wait", "--timeout", "2m"]);
+        assert!(waited.status.success(), "{}\n{}", String::from_utf8_lossy(&waited.stderr), self.log());
     }
 
     /// Starts one; it may not be up yet.

@@ -14,4 +14,3 @@ mod moves;
 mod script;
 mod sequences;
 mod switch;
-mod versions;

@@ -355,6 +355,26 @@ fn a_place_that_the_other_prepared_is_refused() {
 }
 
 #[test]
+fn an_engine_that_is_held_is_neither_released_nor_counted_by_others() {
+    if !two_users() {
+        return;
+    }
+    let place = Place::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let hold = swapserve::engine::Hold::open().unwrap();
+        hold.release();
+        let name = hold.environment(false)[0].1.clone().into_string().unwrap();
+        let name = name.trim_start_matches('@').to_owned();
+        let tried = tokio::task::spawn_blocking(move || place.attempts(&["abstract", &name, "stream"]));
+        let [it] = &tried.await.unwrap()[..] else { panic!("one attempt") };
+        let refused = ["hung up", "Connection reset by peer", "Broken pipe"];
+        assert!(refused.contains(&&*it.outcome), "{}: {}", it.attempt, it.outcome);
+        assert!(!hold.was_asked());
+    });
+}
+
+#[test]
 fn the_memory_server_speaks_to_its_own_user_only() {
     if !two_users() {
         return;

@@ -93,6 +93,10 @@ fn contradictions(draft: &Draft, mistakes: &mut Vec<Mistake>) {
         let message = format!("`host_memory` is given, but {} is no CPU engine", plan.name);
         note(Code::Conflict, &size.span, message, "leave it out, or set gpus = 0");
     }
+    if let Some(ahead) = own.start_ahead.as_ref().filter(|ahead| ahead.value && plan.gpus == 0) {
+        let message = format!("`start_ahead` is set, but {} uses no GPU that it could wait for", plan.name);
+        note(Code::Conflict, &ahead.span, message, "leave it out; engines without a GPU wait for nobody");
+    }
     if let Some(level) = &own.sleep_level {
         if !matches!(level.value, 1 | 2) {
             let message = format!("`sleep_level` cannot be {}", level.value);

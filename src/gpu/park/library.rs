@@ -40,10 +40,8 @@ fn find_for(named: Option<PathBuf>, program: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// What makes an engine parkable: the library before all others, and the memory server's address. With a budget,
+/// What makes an engine parkable: the library ([`loaded`]), and the memory server's address. With a budget,
 /// `cuMemGetInfo` tells the engine no more than that: for one that sizes its memory by what is free.
-///
-/// In an Apptainer container the library is bound and named there too.
 pub fn environment(
     library: &Path,
     setup: &ParkSetup,
@@ -51,20 +49,25 @@ pub fn environment(
     container: bool,
     others: Option<OsString>,
 ) -> Vec<(OsString, OsString)> {
+    let mut all = loaded(library, container, others);
+    all.push(setup.engine_environment());
+    all.extend(budget.map(|budget| (BUDGET_VARIABLE.into(), budget.0.to_string().into())));
+    all
+}
+
+/// What loads the library, before all others. In an Apptainer container it is bound and named there too.
+pub fn loaded(library: &Path, container: bool, others: Option<OsString>) -> Vec<(OsString, OsString)> {
     let mut preload = library.as_os_str().to_owned();
     if let Some(others) = others.filter(|others| !others.is_empty()) {
         preload.push(":");
         preload.push(others);
     }
-    let mut all = vec![setup.engine_environment()];
     if container {
-        all.push(("APPTAINERENV_LD_PRELOAD".into(), preload));
-        all.push(("APPTAINER_BIND".into(), bound(library)));
+        let bind = ("APPTAINER_BIND".into(), bound(library));
+        vec![("APPTAINERENV_LD_PRELOAD".into(), preload), bind]
     } else {
-        all.push(("LD_PRELOAD".into(), preload));
+        vec![("LD_PRELOAD".into(), preload)]
     }
-    all.extend(budget.map(|budget| (BUDGET_VARIABLE.into(), budget.0.to_string().into())));
-    all
 }
 
 /// The job's own binds, and the library's folder.

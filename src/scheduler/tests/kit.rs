@@ -20,6 +20,7 @@ pub(super) fn model(name: &str, gib: u64) -> ModelBuilder {
         restart: RestartPolicy::default(),
         measures: false,
         weights: Bytes(0),
+        preparation: None,
     })
 }
 
@@ -82,6 +83,12 @@ impl ModelBuilder {
     /// It reads so many GiB when it starts.
     pub(super) fn weighing(mut self, gib: u64) -> Self {
         self.0.weights = Bytes::gib(gib);
+        self
+    }
+
+    /// It can be launched ahead of its turn, and takes two GiB meanwhile, for a minute at most.
+    pub(super) fn preparable(mut self) -> Self {
+        self.0.preparation = Some(Preparation { host: Bytes::gib(2), longest: Duration::from_secs(60) });
         self
     }
 
@@ -166,7 +173,10 @@ impl Desk {
     pub(super) fn done(&self, effect: &Effect) -> Option<Event> {
         match *effect {
             Effect::Warm { model } => Some(Event::Warmed { model }),
-            Effect::Start { model } => Some(Event::Started { model, measure: self.measure(model) }),
+            Effect::Prepare { model } => Some(Event::Imported { model }),
+            Effect::Start { model } | Effect::Proceed { model } => {
+                Some(Event::Started { model, measure: self.measure(model) })
+            }
             Effect::SwapIn { model, .. } => Some(Event::SwappedIn { model, measure: self.measure(model) }),
             Effect::SwapOut { model, free, .. } => {
                 let mut measure = self.measure(model);
@@ -267,6 +277,8 @@ impl Desk {
             let name = |id: ModelId| self.scheduler.model(id).spec.name.clone();
             let line = match effect {
                 Effect::Warm { model } => format!("warm {}", name(model)),
+                Effect::Prepare { model } => format!("prepare {}", name(model)),
+                Effect::Proceed { model } => format!("proceed {}", name(model)),
                 Effect::Start { model } => format!("start {}", name(model)),
                 Effect::Stop { model } => format!("stop {}", name(model)),
                 Effect::SwapOut { model, in_flight, free } => {

@@ -21,15 +21,29 @@ fn config() -> ProptestConfig {
 
 fn specs() -> impl Strategy<Value = Vec<ModelSpec>> {
     let gpus = prop_oneof![3 => Just(vec![0]), 2 => Just(vec![1]), 1 => Just(vec![0, 1])];
-    let starts = (prop::bool::weighted(0.7), prop_oneof![Just(0u64), 1u64..500]);
+    let preparation = prop::option::weighted(0.6, (0u64..100, 1u64..100));
+    let starts = (prop::bool::weighted(0.7), prop_oneof![Just(0u64), 1u64..500], preparation);
     let one = (5u64..85, gpus, any::<bool>(), 0u8..10, prop::option::weighted(0.2, 10u64..100), starts);
-    let one = one.prop_map(|(gib, gpus, keeps_streams, rare, idle_ttl, (measures, weights))| {
+    let one = one.prop_map(|(gib, gpus, keeps_streams, rare, idle_ttl, (measures, weights, preparation))| {
         let model = if rare == 9 { ModelBuilder::on_cpu("cpu", gib) } else { model("gpu", gib).on(&gpus) };
         let spec = model.build();
         let idle_ttl = idle_ttl.map(Duration::from_secs);
         let measures = measures && !spec.gpus.is_empty();
         let weights = Bytes::gib(weights);
-        ModelSpec { keeps_streams, idle_ttl, pin: rare == 0, preload: rare == 1, measures, weights, ..spec }
+        let preparation = preparation.filter(|_| !spec.gpus.is_empty()).map(|(host, longest)| Preparation {
+            host: Bytes::gib(host),
+            longest: Duration::from_secs(longest),
+        });
+        ModelSpec {
+            keeps_streams,
+            idle_ttl,
+            pin: rare == 0,
+            preload: rare == 1,
+            measures,
+            weights,
+            preparation,
+            ..spec
+        }
     });
     prop::collection::vec(one, 1..7)
 }
@@ -39,7 +53,6 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         12 => Just(Outcome::Done),
         2 => (80u64..130).prop_map(Outcome::Measured),
         1 => any::<bool>().prop_map(|retry| Outcome::Refused { retry }),
-        1 => Just(Outcome::NoRoom),
         1 => (0u8..8).prop_map(|n| Outcome::Lost { retry: n > 0 }),
     ]
 }
@@ -53,6 +66,7 @@ fn action() -> impl Strategy<Value = Action> {
         20 => (one.clone(), outcome()).prop_map(|(at, outcome)| Action::Answer(at, outcome)),
         6 => one.clone().prop_map(Action::Answered),
         6 => one.clone().prop_map(Action::Warmed),
+        6 => one.clone().prop_map(Action::Imported),
         20 => (0u64..40_000).prop_map(Action::Pass),
         1 => one.clone().prop_map(Action::Die),
         1 => one.clone().prop_map(Action::AskIn),

@@ -16,6 +16,8 @@ pub(super) enum Action {
     Answered(usize),
     /// The chosen model's weights have been read.
     Warmed(usize),
+    /// The chosen engine that is prepared has come to its first use of a GPU.
+    Imported(usize),
     /// The chosen move ends so.
     Answer(usize, Outcome),
     Die(usize),
@@ -39,8 +41,6 @@ pub(super) enum Outcome {
     Refused {
         retry: bool,
     },
-    /// Another process has the memory of one that was to come in; else as refused.
-    NoRoom,
     Lost {
         retry: bool,
     },
@@ -80,6 +80,8 @@ struct Engine {
     answered: bool,
     /// Its weights are being read.
     reading: bool,
+    /// It is held before its first use of a GPU, and has come there or not.
+    held: Option<bool>,
     /// Its streams have been paused since then.
     paused: Option<Moment>,
     /// Closed to new requests since then.
@@ -177,6 +179,12 @@ impl World {
                     self.tell(Event::Warmed { model });
                 }
             }
+            Action::Imported(at) => {
+                if let Some(model) = nth(self.importing().iter(), at) {
+                    self.engines[model.index()].held = Some(true);
+                    self.tell(Event::Imported { model });
+                }
+            }
             Action::Answer(at, outcome) => {
                 let moving: Vec<ModelId> = self.moving();
                 if let Some(model) = nth(moving.iter(), at) {
@@ -231,6 +239,8 @@ impl World {
         for _ in 0..2_000 {
             if !self.reading().is_empty() {
                 self.act(&Action::Warmed(0));
+            } else if !self.importing().is_empty() {
+                self.act(&Action::Imported(0));
             } else if let Some(model) = self.moving().first() {
                 self.now = self.now + Duration::from_millis(100);
                 self.answer(*model, Outcome::Done);
@@ -247,8 +257,16 @@ impl World {
     }
 
     fn reading(&self) -> Vec<ModelId> {
+        self.those(|engine| engine.reading)
+    }
+
+    fn importing(&self) -> Vec<ModelId> {
+        self.those(|engine| engine.held == Some(false))
+    }
+
+    fn those(&self, so: impl Fn(&Engine) -> bool) -> Vec<ModelId> {
         let all = (0..self.engines.len()).map(|at| ModelId(at as u32));
-        all.filter(|model| self.engines[model.index()].reading).collect()
+        all.filter(|model| so(&self.engines[model.index()])).collect()
     }
 
     /// Whether it is sizing itself by what is free on its GPUs.
@@ -289,6 +307,7 @@ impl World {
         assert!(self.waiting.is_empty(), "still waiting: {:?}", self.waiting);
         assert!(self.asks.is_empty(), "never answered: {:?}", self.asks);
         assert!(self.moving().is_empty());
+        assert_eq!(self.those(|engine| engine.held.is_some()), [], "held for ever");
     }
 
     fn ticket(&mut self) -> u64 {
@@ -322,14 +341,6 @@ impl World {
                 (engine.up, engine.resident_since) = (true, self.now);
                 engine.holds = measure.resident.clone();
                 Event::Started { model, measure }
-            }
-            (Move::In, Outcome::NoRoom) => {
-                engine.holds = engine.left.clone();
-                Event::FoundNoRoom { model, fault: fault(true) }
-            }
-            (_, Outcome::NoRoom) => {
-                engine.moving = Some(moving);
-                return self.answer(model, Outcome::Refused { retry: true });
             }
             (Move::Start, Outcome::Refused { retry } | Outcome::Lost { retry }) => {
                 engine.end();
@@ -379,10 +390,15 @@ impl World {
 
     fn die(&mut self, model: ModelId) {
         if self.scheduler.state(model).has_process() {
+            let was_held = self.engines[model.index()].held.is_some();
             self.give_no_more(model, false);
             self.engines[model.index()].end();
             let fault = EngineFault { detail: "it died".to_owned(), retry: true };
-            self.tell(Event::EngineDied { model, fault });
+            self.tell(if was_held {
+                Event::StartFailed { model, fault }
+            } else {
+                Event::EngineDied { model, fault }
+            });
         }
     }
 
@@ -398,6 +414,7 @@ impl World {
         for effect in &effects {
             if let Effect::Warm { model } = effect
                 && !effects.contains(&Effect::Start { model: *model })
+                && !effects.contains(&Effect::Proceed { model: *model })
             {
                 assert_eq!(self.reading(), [], "two are read ahead at once");
             }
@@ -421,8 +438,13 @@ impl World {
                 assert!(!engine.reading && engine.moving.is_none(), "read twice, or too late");
                 engine.reading = true;
             }
-            Effect::Start { model } => {
-                let next = self.specs[model.index()].starting.max(&self.scheduler.view(model).resident);
+            Effect::Prepare { model } => self.prepare(model),
+            Effect::Start { model } | Effect::Proceed { model } => {
+                let engine = &mut self.engines[model.index()];
+                let proceeds = matches!(effect, Effect::Proceed { .. });
+                assert_eq!(engine.held.take().is_some(), proceeds, "only who is held proceeds");
+                let starting = self.specs[model.index()].starting.max(&engine.holds);
+                let next = starting.max(&self.scheduler.view(model).resident);
                 self.begin(model, Move::Start, next);
             }
             Effect::SwapIn { model, ref early } => {
@@ -436,7 +458,8 @@ impl World {
             Effect::Stop { model } => {
                 let holds = self.engines[model.index()].holds.clone();
                 self.begin(model, Move::Stop, holds);
-                self.engines[model.index()].up = false;
+                let engine = &mut self.engines[model.index()];
+                (engine.up, engine.held) = (false, None);
             }
             Effect::SwapOut { model, in_flight, free } => self.swap_out(model, in_flight, free),
             Effect::Dispatch { request, model, waited, .. } => {
@@ -455,6 +478,23 @@ impl World {
                 self.asks.remove(&ask).expect("an ask is answered once");
             }
         }
+    }
+
+    /// Launched ahead of its turn: it takes what the host has left, nothing of a GPU, and one at a time does on each GPU.
+    fn prepare(&mut self, model: ModelId) {
+        let spec = &self.specs[model.index()];
+        let preparation = spec.preparation.expect("only who can be held is prepared");
+        assert!(!self.draining, "launched though the run is ending");
+        for other in self.those(|engine| engine.held.is_some()) {
+            let shares = self.specs[other.index()].gpus.iter().any(|gpu| spec.gpus.contains(gpu));
+            assert!(!shares, "two are held before the same GPU");
+        }
+        let engine = &mut self.engines[model.index()];
+        assert!(engine.holds.is_zero() && !engine.up && engine.moving.is_none(), "it runs already");
+        engine.held = Some(false);
+        engine.holds = Footprint::default().with_host(preparation.host);
+        let host: Bytes = self.engines.iter().map(|engine| engine.holds.host).sum();
+        assert!(host <= self.capacity.host, "launched with no memory for it");
     }
 
     fn swap_out(&mut self, model: ModelId, in_flight: u32, free: Option<Bytes>) {
