@@ -1,4 +1,8 @@
 //! `cuGetProcAddress`: both versions, and every function they hand out that is hooked.
+//!
+//! A name can stand for several functions with other arguments each: which one is meant, the version of CUDA says that the
+//! program asks for. So what the driver hands out is known by its address first, and by its name only where the address
+//! is none that the driver exports.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -7,13 +11,23 @@ use crate::hook::{self, Hook, hooks};
 
 /// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`.
 const PER_THREAD: u64 = 2;
+/// Names whose second variant takes other arguments, and the version of CUDA from which on it is the one that is meant.
+const CHANGED: &[(&str, c_int)] = &[
+    ("cuGetProcAddress", 12000),
+    ("cuGraphExecUpdate", 12000),
+    ("cuGraphAddNode", 12030),
+    ("cuMemcpyBatchAsync", 13000),
+    ("cuMemcpy3DBatchAsync", 13000),
+    ("cuMulticastBindMem", 13010),
+    ("cuMulticastBindAddr", 13010),
+];
 
 hooks! {
     fn cuGetProcAddress(name: *const c_char, out: *mut *mut c_void, version: c_int, flags: u64) {
         // SAFETY: the caller's own arguments.
         let code = unsafe { real::cuGetProcAddress(name, out, version, flags) };
         // SAFETY: the driver has accepted them.
-        unsafe { substitute(code, name, out, flags) };
+        unsafe { substitute(code, name, out, version, flags) };
         code
     }
 
@@ -27,7 +41,7 @@ hooks! {
         // SAFETY: the caller's own arguments.
         let code = unsafe { real::cuGetProcAddress_v2(name, out, version, flags, status) };
         // SAFETY: the driver has accepted them.
-        unsafe { substitute(code, name, out, flags) };
+        unsafe { substitute(code, name, out, version, flags) };
         code
     }
 }
@@ -36,7 +50,7 @@ hooks! {
 ///
 /// # Safety
 /// The name is a C string and `out` points to what the driver wrote.
-unsafe fn substitute(code: c_int, name: *const c_char, out: *mut *mut c_void, flags: u64) {
+unsafe fn substitute(code: c_int, name: *const c_char, out: *mut *mut c_void, version: c_int, flags: u64) {
     if code != SUCCESS || !hook::any() || name.is_null() || out.is_null() {
         return;
     }
@@ -45,9 +59,12 @@ unsafe fn substitute(code: c_int, name: *const c_char, out: *mut *mut c_void, fl
     if found.is_null() {
         return;
     }
-    // SAFETY: not null, so a C string.
-    let name = unsafe { CStr::from_ptr(name) };
-    if let Some(hook) = by_address(found).or_else(|| by_name(name, flags)) {
+    let by_name = || {
+        // SAFETY: not null, so a C string.
+        let name = unsafe { CStr::from_ptr(name) };
+        if exported(found) { None } else { by_name(name, version, flags) }
+    };
+    if let Some(hook) = by_address(found).or_else(by_name) {
         hook.real.learn(found);
         // SAFETY: as above.
         unsafe { *out = hook.replacement.cast_mut() };
@@ -58,12 +75,49 @@ fn by_address(found: *mut c_void) -> Option<&'static Hook> {
     hook::all().find(|hook| std::ptr::eq(hook.real.address(), found))
 }
 
-/// The newest variant of the name that is hooked, for a driver that hands out other addresses than it exports.
-fn by_name(name: &CStr, flags: u64) -> Option<&'static Hook> {
+/// Whether an address is that of a function that its library exports: then it is known what it is, and it is not hooked.
+fn exported(found: *mut c_void) -> bool {
+    // SAFETY: all zeros is a valid answer, which the call fills; it takes any address.
+    let symbol = unsafe {
+        let mut symbol: libc::Dl_info = std::mem::zeroed();
+        libc::dladdr(found, &raw mut symbol);
+        symbol
+    };
+    std::ptr::eq(symbol.dli_saddr, found)
+}
+
+/// The variant of the name that is meant, for a driver that hands out other addresses than it exports.
+fn by_name(name: &CStr, version: c_int, flags: u64) -> Option<&'static Hook> {
     let name = name.to_str().ok()?;
     let threads: &[&str] = if flags & PER_THREAD != 0 { &["_ptsz", "_ptds", ""] } else { &[""] };
+    let variants: &[&str] = match CHANGED.iter().find(|(changed, _)| *changed == name) {
+        Some((_, since)) if version < *since => &[""],
+        Some(_) => &["_v2"],
+        None => &["_v2", ""],
+    };
     threads
         .iter()
-        .flat_map(|thread| ["_v2", ""].map(|version| format!("{name}{version}{thread}")))
+        .flat_map(|thread| variants.iter().map(move |variant| format!("{name}{variant}{thread}")))
         .find_map(|variant| hook::named(&CString::new(variant).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_what_the_version_says() {
+        let meant = |name: &CStr, version, flags| by_name(name, version, flags).map(|hook| hook.name);
+        assert_eq!(meant(c"cuMemAlloc", 11000, 0), Some(c"cuMemAlloc_v2"));
+        assert_eq!(meant(c"cuMemcpyAsync", 11000, 0), Some(c"cuMemcpyAsync"));
+        assert_eq!(meant(c"cuMemcpyAsync", 11000, PER_THREAD), Some(c"cuMemcpyAsync_ptsz"));
+        // The first variant takes four arguments, and is not hooked.
+        assert_eq!(meant(c"cuGraphExecUpdate", 10020, 0), None);
+        assert_eq!(meant(c"cuGraphExecUpdate", 12000, 0), Some(c"cuGraphExecUpdate_v2"));
+        assert_eq!(meant(c"cuMulticastBindMem", 12010, 0), Some(c"cuMulticastBindMem"));
+        assert_eq!(meant(c"cuMulticastBindMem", 13010, 0), Some(c"cuMulticastBindMem_v2"));
+        assert_eq!(meant(c"cuMemcpyBatchAsync", 12080, PER_THREAD), Some(c"cuMemcpyBatchAsync_ptsz"));
+        assert_eq!(meant(c"cuGetProcAddress", 11030, 0), Some(c"cuGetProcAddress"));
+        assert_eq!(meant(c"cuGetProcAddress", 12000, 0), Some(c"cuGetProcAddress_v2"));
+    }
 }

@@ -43,6 +43,15 @@ fn share_range(address: u64, bytes: usize, action: impl FnOnce() -> c_int) -> c_
     code
 }
 
+/// Binds memory to a multicast object by its handle.
+fn bind(handle: u64, action: impl FnOnce(u64) -> c_int) -> c_int {
+    let _inside = process::enabled().then(gate::pass);
+    match ours(handle) {
+        Some(chunk) => share(chunk, action),
+        None => action(handle),
+    }
+}
+
 fn code(result: Result<(), c_int>) -> c_int {
     result.err().unwrap_or(SUCCESS)
 }
@@ -171,18 +180,44 @@ hooks! {
     }
 
     fn cuMulticastBindMem(multicast: u64, at: usize, handle: u64, offset: usize, bytes: usize, flags: u64) {
-        let _inside = process::enabled().then(gate::pass);
-        // SAFETY: the caller's own arguments, with the driver's handle in the place of this library's.
-        let bind = |handle| unsafe { real::cuMulticastBindMem(multicast, at, handle, offset, bytes, flags) };
-        match ours(handle) {
-            Some(chunk) => share(chunk, bind),
-            None => bind(handle),
-        }
+        bind(handle, |handle| {
+            // SAFETY: the caller's own arguments, with the driver's handle in the place of this library's.
+            unsafe { real::cuMulticastBindMem(multicast, at, handle, offset, bytes, flags) }
+        })
+    }
+
+    fn cuMulticastBindMem_v2(
+        multicast: u64,
+        device: c_int,
+        at: usize,
+        handle: u64,
+        offset: usize,
+        bytes: usize,
+        flags: u64,
+    ) {
+        bind(handle, |handle| {
+            // SAFETY: as above.
+            unsafe { real::cuMulticastBindMem_v2(multicast, device, at, handle, offset, bytes, flags) }
+        })
     }
 
     fn cuMulticastBindAddr(multicast: u64, at: usize, address: u64, bytes: usize, flags: u64) {
         // SAFETY: the caller's own arguments.
         share_range(address, bytes, || unsafe { real::cuMulticastBindAddr(multicast, at, address, bytes, flags) })
+    }
+
+    fn cuMulticastBindAddr_v2(
+        multicast: u64,
+        device: c_int,
+        at: usize,
+        address: u64,
+        bytes: usize,
+        flags: u64,
+    ) {
+        // SAFETY: the caller's own arguments.
+        share_range(address, bytes, || unsafe {
+            real::cuMulticastBindAddr_v2(multicast, device, at, address, bytes, flags)
+        })
     }
 
     fn cuMemGetHandleForAddressRange(out: *mut c_void, address: u64, bytes: usize, kind: c_int, flags: u64) {

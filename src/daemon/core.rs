@@ -391,7 +391,7 @@ fn ended_move(event: &Event) -> Option<SwapRow> {
         Event::SwappedIn { measure, .. } => ("in", Some(measure), None),
         Event::StartFailed { fault, .. } => ("start", None, Some(fault)),
         Event::SwapOutFailed { fault, .. } => ("out", None, Some(fault)),
-        Event::SwapInFailed { fault, .. } => ("in", None, Some(fault)),
+        Event::SwapInFailed { fault, .. } | Event::FoundNoRoom { fault, .. } => ("in", None, Some(fault)),
         Event::EngineDied { fault, .. } => ("died", None, Some(fault)),
         _ => return None,
     };

@@ -158,6 +158,11 @@ impl Worker {
                 self.swapper.take_part(switch);
                 match self.swapper.swap_in(&mut self.engine).await {
                     Ok(measure) => self.report(Event::SwappedIn { model, measure }, Stage::Ready, ""),
+                    Err(MoveFailed { detail, short: true, .. }) => {
+                        let note = detail.clone();
+                        let fault = EngineFault { detail, retry: true };
+                        self.report(Event::FoundNoRoom { model, fault }, Stage::Ready, &note);
+                    }
                     Err(fault) => {
                         let (fault, lost) = told(fault);
                         let note = fault.detail.clone();

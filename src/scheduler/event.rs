@@ -37,6 +37,8 @@ pub enum Event {
     SwappedIn { model: ModelId, measure: SwapMeasure },
     /// A swap-in failed. `lost`: the engine is gone and its resources free; else it is out as before.
     SwapInFailed { model: ModelId, fault: EngineFault, lost: bool },
+    /// A swap-in found less free than the ledger says: another process has it. The engine is out as before, and as good.
+    FoundNoRoom { model: ModelId, fault: EngineFault },
     /// An engine's process ended by itself; nothing of it holds a resource any more.
     EngineDied { model: ModelId, fault: EngineFault },
     /// An engine has been stopped as asked; its resources are free.

@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// How long an engine whose swap-out was refused is spared, the first time; doubled each time up to the second.
 const SPARED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// How long one waits that was to come in and found another process's memory in its place, the first time; doubled each
+/// time up to the second. In one of these pauses the capacity is measured anew.
+const NO_ROOM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 impl Scheduler {
     /// It is resident: after its start and trial, or after a swap-in.
@@ -30,6 +33,7 @@ impl Scheduler {
         }
         model.learn(measure);
         (model.ahead, model.patient) = (None, false);
+        model.faults.no_room = 0;
         let resident = model.resident.clone();
         self.ledger.correct(&mut model.held, resident);
         model.way_in = Some(model.since);
@@ -94,8 +98,16 @@ impl Scheduler {
         self.settle(now, fx);
     }
 
-    /// A swap-in failed and the engine is out as before: tried again after a delay, or at once if it came early.
-    pub(super) fn stayed_out(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
+    /// A swap-in failed, perhaps only for want of memory, and the engine is out as before: tried again after a delay, or at
+    /// once if it came early.
+    pub(super) fn stayed_out(
+        &mut self,
+        id: ModelId,
+        fault: EngineFault,
+        short: bool,
+        now: Moment,
+        fx: &mut Vec<Effect>,
+    ) {
         let model = &mut self.models[id.index()];
         if model.state != State::SwappingIn {
             return;
@@ -109,7 +121,22 @@ impl Scheduler {
             model.history.note(now, What::WentBack { detail: fault.detail });
             return self.settle(now, fx);
         }
+        if short {
+            return self.wait_for_memory(id, fault, now, fx);
+        }
         self.failed(id, fault, now, fx);
+    }
+
+    /// Another process's memory is where the ledger has room: tried again after a delay, for as long as that lasts. It
+    /// says nothing against the engine.
+    fn wait_for_memory(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
+        let model = &mut self.models[id.index()];
+        let delay = NO_ROOM.0.saturating_mul(1 << model.faults.no_room.min(8)).min(NO_ROOM.1);
+        model.faults.no_room += 1;
+        model.faults.not_before = now + delay;
+        model.history.note(now, What::Broke { detail: fault.detail.clone(), again: delay });
+        model.faults.last = Some(fault);
+        self.settle(now, fx);
     }
 
     /// A start failed, or an engine ended while it was held; nothing of it is left.

@@ -154,7 +154,10 @@ impl Scheduler {
             Event::SwapOutFailed { model, fault, lost: false } => {
                 self.refused_to_go(model, fault, now, effects)
             }
-            Event::SwapInFailed { model, fault, lost: false } => self.stayed_out(model, fault, now, effects),
+            Event::SwapInFailed { model, fault, lost: false } => {
+                self.stayed_out(model, fault, false, now, effects);
+            }
+            Event::FoundNoRoom { model, fault } => self.stayed_out(model, fault, true, now, effects),
             Event::SwapOutFailed { model, fault, lost: true } => {
                 self.lost_in(State::SwappingOut, model, fault, now, effects);
             }

@@ -102,6 +102,8 @@ pub(super) struct Faults {
     pub(super) spared_until: Moment,
     /// Refused swap-outs in a row.
     pub(super) refusals: u32,
+    /// Swap-ins in a row that found no room.
+    pub(super) no_room: u32,
     pub(super) last: Option<EngineFault>,
     /// Given up; the engine only still has to be stopped.
     pub(super) hopeless: bool,

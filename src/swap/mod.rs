@@ -62,7 +62,7 @@ pub trait Mechanism: Send + Sync {
 
     /// A [`SwapError`] of this mechanism.
     fn fault(&self, stage: &'static str, reason: String, unharmed: bool) -> SwapError {
-        SwapError { mechanism: self.kind(), stage, reason, unharmed }
+        SwapError { mechanism: self.kind(), stage, reason, unharmed, short: false }
     }
 }
 
@@ -139,4 +139,13 @@ pub struct SwapError {
     /// Whether the engine is as it was before (resident after a failed swap-out, out after a failed swap-in); else it is
     /// lost and has to be started again.
     pub unharmed: bool,
+    /// Whether all that failed is that there was too little memory, of a GPU or of the pool: another time it will do.
+    pub short: bool,
+}
+
+impl SwapError {
+    /// The same, for want of memory or not.
+    fn short(self, short: bool) -> Self {
+        SwapError { short, ..self }
+    }
 }

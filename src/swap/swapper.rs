@@ -10,7 +10,9 @@
 //!                            └─ harmed: crossed out, lost ──┴─▶ stopped; the next start tries the rungs that are left
 //! ```
 //!
-//! A rung is crossed out for good after [`STRIKES`] refusals in a row, or the first time it loses the engine. `restart`
+//! A rung is crossed out for good after [`STRIKES`] refusals in a row, or the first time it loses the engine. For want of
+//! memory none is crossed out on the way in, for that passes; on the way out only after [`SHORTAGES`] in a row, since
+//! somebody waits for the room. One that is out in part and refuses to give more stays so: no other rung can take over. `restart`
 //! is never crossed out: there is nothing below it, and whether an engine that cannot be started is given up is the
 //! scheduler's to say.
 
@@ -25,11 +27,15 @@ use std::{sync::Arc, time::Instant};
 
 /// Refusals in a row after which a mechanism is crossed out.
 pub const STRIKES: u32 = 2;
+/// Swap-outs in a row that found no room for what goes out, after which the next mechanism is used; the scheduler asks
+/// for them at growing intervals, two minutes in all.
+const SHORTAGES: u32 = 5;
 
 /// One mechanism of the ladder.
 struct Rung {
     mechanism: Arc<dyn Mechanism>,
     strikes: u32,
+    shortages: u32,
     crossed: bool,
 }
 
@@ -57,6 +63,8 @@ pub struct MoveFailed {
     pub detail: String,
     /// The engine is gone and was stopped; else it is where it was before.
     pub lost: bool,
+    /// Memory was missing, of a GPU or of the pool, and nothing else is wrong.
+    pub short: bool,
 }
 
 /// Which way a move goes.
@@ -73,7 +81,8 @@ enum Way {
 impl Swapper {
     /// The plan's ladder; nothing is tried yet.
     pub fn new(plan: &ModelPlan, deps: &Deps) -> Self {
-        let rung = |&kind| Rung { mechanism: ladder::build(kind, deps), strikes: 0, crossed: false };
+        let rung =
+            |&kind| Rung { mechanism: ladder::build(kind, deps), strikes: 0, shortages: 0, crossed: false };
         Swapper {
             rungs: plan.swap.iter().map(rung).collect(),
             current: None,
@@ -135,11 +144,12 @@ impl Swapper {
             let kind = self.rungs[at].mechanism.kind();
             if in_flight > 0 && !kind.keeps_streams() {
                 let detail = format!("{in_flight} request(s) run, and {kind} would cut them off");
-                return Err(MoveFailed { detail, lost: false });
+                return Err(MoveFailed { detail, lost: false, short: false });
             }
-            match self.attempt(at, engine, Way::Out { in_flight, free }).await {
+            let way = Way::Out { in_flight, free };
+            match self.attempt(at, engine, way).await {
                 Ok(measure) => return Ok(measure),
-                Err(error) => match self.judge(at, engine, error).await {
+                Err(error) => match self.judge(at, engine, way, error).await {
                     Some(failed) => return Err(failed),
                     None => self.current = self.first_that_suits(engine).await,
                 },
@@ -153,16 +163,17 @@ impl Swapper {
     /// When the engine stays out, or is lost; it has been stopped then.
     pub async fn swap_in(&mut self, engine: &mut Engine) -> Result<SwapMeasure, MoveFailed> {
         let Some(at) = self.out_by else {
-            return Err(MoveFailed { detail: "the engine is not out".to_owned(), lost: !engine.is_alive() });
+            let lost = !engine.is_alive();
+            return Err(MoveFailed { detail: "the engine is not out".to_owned(), lost, short: false });
         };
         let takes = matches!(self.switch, Switch::Takes(_));
         match self.attempt(at, engine, Way::In).await {
             Ok(measure) => Ok(measure),
             // The room that it was promised did not come.
             Err(error) if takes && error.unharmed => {
-                Err(MoveFailed { detail: error.to_string(), lost: false })
+                Err(MoveFailed { detail: error.to_string(), lost: false, short: error.short })
             }
-            Err(error) => match self.judge(at, engine, error).await {
+            Err(error) => match self.judge(at, engine, Way::In, error).await {
                 Some(failed) => Err(failed),
                 None => {
                     // What this rung took out no other can bring back.
@@ -174,15 +185,34 @@ impl Swapper {
     }
 
     /// Counts a failure against its rung. `None`: the rung is crossed out and the engine unharmed, so another may try.
-    async fn judge(&mut self, at: usize, engine: &mut Engine, error: SwapError) -> Option<MoveFailed> {
-        let detail = error.to_string();
+    async fn judge(
+        &mut self,
+        at: usize,
+        engine: &mut Engine,
+        way: Way,
+        error: SwapError,
+    ) -> Option<MoveFailed> {
+        let (detail, short) = (error.to_string(), error.short);
         if !error.unharmed {
             self.cross_out(at, detail.clone());
             return Some(self.lose(engine, detail).await);
         }
-        self.rungs[at].strikes += 1;
-        if self.rungs[at].strikes < STRIKES || self.rungs[at].mechanism.kind() == MechanismKind::Restart {
-            return Some(MoveFailed { detail, lost: false });
+        let was_out = self.out_by.is_some();
+        let rung = &mut self.rungs[at];
+        let bearable = match (way, short) {
+            (Way::Out { .. }, _) if was_out => true,
+            (Way::In, true) => true,
+            (Way::Out { .. }, true) => {
+                rung.shortages += 1;
+                rung.shortages < SHORTAGES
+            }
+            (_, false) => {
+                rung.strikes += 1;
+                rung.strikes < STRIKES
+            }
+        };
+        if bearable || rung.mechanism.kind() == MechanismKind::Restart {
+            return Some(MoveFailed { detail, lost: false, short });
         }
         self.cross_out(at, detail);
         None
@@ -194,7 +224,7 @@ impl Swapper {
         if let Err(error) = engine.stop().await {
             detail = format!("{detail}; and its processes cannot be ended: {error}");
         }
-        MoveFailed { detail, lost: true }
+        MoveFailed { detail, lost: true, short: false }
     }
 
     /// One move by one rung, measured.
@@ -233,7 +263,7 @@ impl Swapper {
         engine.mean_to_run(!(is_out && kind.stops_processes()));
         let measured = outcome?;
         let took = begun.elapsed();
-        self.rungs[at].strikes = 0;
+        (self.rungs[at].strikes, self.rungs[at].shortages) = (0, 0);
         match way {
             Way::Out { .. } => {
                 // One that was out already held only what was left of it.

@@ -211,3 +211,33 @@ fn a_stranger_fills_the_gpu_while_the_engine_is_out() {
     assert_eq!(pid(&case.service, "victim"), Some(first), "{}", case.service.log());
     case.recovers("stays out; comes in when there is room");
 }
+
+#[test]
+fn a_stranger_fills_the_gpu_and_the_engine_is_wanted_at_once() {
+    let Some(bench) = bench() else { return };
+    let case = Case::begin(start(&bench), "GPU, checkpoint", "GPU is full", "wanted at once");
+    let first = pid(&case.service, "victim").unwrap();
+    assert!(swap(&case.service, "out"), "{}", case.service.log());
+    let before = case.service.status()["capacity"]["gpu"][0].as_u64().unwrap();
+    let stranger = bench.engine(&["--port", "0", "--weights", &(940 * MIB).to_string()]);
+    let waiting = case.service.chat("victim", serde_json::json!({ "max_tokens": 4 }));
+    let waiting = std::thread::spawn(move || waiting.send().unwrap().status().as_u16());
+    // Before the ledger knows: each try finds too little free.
+    let refused = |it: &serde_json::Value| {
+        it["model"] == "victim"
+            && it["fault"].as_str().is_some_and(|fault| fault.contains("the engine needs"))
+    };
+    let tries = |service: &Service| {
+        service.status()["swaps"].as_array().unwrap().iter().filter(|it| refused(it)).count()
+    };
+    case.strike(|service| {
+        eventually("it is tried twice, or known to have no room", || {
+            let known = service.status()["capacity"]["gpu"][0].as_u64().unwrap() + 400 * MIB < before;
+            tries(service) >= 2 || (known && service.model("victim")["state"] == "out")
+        });
+    });
+    drop(stranger);
+    assert_eq!(waiting.join().unwrap(), 200, "{}", case.service.log());
+    assert_eq!(pid(&case.service, "victim"), Some(first), "{}", case.service.log());
+    case.recovers("stays out; comes in when there is room");
+}

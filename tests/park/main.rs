@@ -14,3 +14,4 @@ mod moves;
 mod script;
 mod sequences;
 mod switch;
+mod versions;

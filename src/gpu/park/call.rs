@@ -1,5 +1,7 @@
 //! What the daemon asks of the memory server, as part of the gpu server's protocol.
 
+use super::cuda::OUT_OF_MEMORY;
+use crate::gpu::protocol::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// A call.
@@ -53,6 +55,16 @@ impl ParkCall {
             Self::Out { .. } => "park",
             Self::In { .. } => "unpark",
         }
+    }
+}
+
+/// Name of the memory server's own refusals for want of room in the pool.
+pub(super) const NO_ROOM: &str = "no room";
+
+impl Refusal {
+    /// From the memory server: whether all that was missing is memory, of a GPU or of the pool.
+    pub fn is_shortage(&self) -> bool {
+        self.code == OUT_OF_MEMORY || self.name == NO_ROOM
     }
 }
 

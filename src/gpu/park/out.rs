@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::call::NO_ROOM;
 use super::device::{Mark, Work};
 use super::engine::{Course, Process};
 use super::ledger::{blocks, stretches};
@@ -192,14 +193,15 @@ impl MemoryServer {
         let count = homeless.len() as u32;
         let runs = self.room_for(count, Instant::now() + ROOM).ok_or_else(|| {
             let (bytes, pinned, used, trouble) = self.pool.state();
-            in_the_way(process.link.pid(), &format!(
+            let refusal = in_the_way(process.link.pid(), &format!(
                 "{} MiB are to go out, and of the pool's {} MiB {} are free ({} pinned){}; give it more in the config",
                 (u64::from(count) * BLOCK as u64) >> 20,
                 bytes >> 20,
                 (pinned - used) >> 20,
                 pinned >> 20,
                 trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default(),
-            ))
+            ));
+            Refusal { name: NO_ROOM.to_owned(), ..refusal }
         })?;
         let slots = runs.iter().flat_map(|run| run.start..run.start + run.length);
         for ((number, at), slot) in homeless.into_iter().zip(slots) {

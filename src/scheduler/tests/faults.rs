@@ -15,3 +15,22 @@ fn a_late_report_of_a_loss_says_nothing_of_the_next_start() {
     desk.tell(Event::SwapInFailed { model, fault: Desk::fault(true), lost: true });
     assert_eq!(desk.state("b"), State::Starting);
 }
+
+#[test]
+fn one_that_finds_a_strangers_memory_in_its_place_waits_and_is_not_given_up() {
+    let mut desk = Desk::booted(vec![model("a", 60), model("b", 60)]);
+    desk.request("a");
+    desk.finish("b");
+    let found = Event::FoundNoRoom { model: desk.id("a"), fault: Desk::fault(true) };
+    for again in [1, 2, 4, 8, 10, 10, 10] {
+        assert_eq!(desk.state("a"), State::SwappingIn);
+        desk.tell(found.clone());
+        assert!(matches!(desk.reason("a"), Reason::Backoff { .. }));
+        desk.pass(again - 1);
+        assert_eq!(desk.state("a"), State::Out);
+        desk.pass(1);
+    }
+    desk.transcript();
+    desk.finish("a");
+    assert_eq!(desk.transcript(), "dispatch 0 after 45s (0s)");
+}

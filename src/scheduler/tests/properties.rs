@@ -53,6 +53,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         12 => Just(Outcome::Done),
         2 => (80u64..130).prop_map(Outcome::Measured),
         1 => any::<bool>().prop_map(|retry| Outcome::Refused { retry }),
+        1 => Just(Outcome::NoRoom),
         1 => (0u8..8).prop_map(|n| Outcome::Lost { retry: n > 0 }),
     ]
 }

@@ -41,6 +41,8 @@ pub(super) enum Outcome {
     Refused {
         retry: bool,
     },
+    /// Another process has the memory of one that was to come in; else as refused.
+    NoRoom,
     Lost {
         retry: bool,
     },
@@ -341,6 +343,14 @@ impl World {
                 (engine.up, engine.resident_since) = (true, self.now);
                 engine.holds = measure.resident.clone();
                 Event::Started { model, measure }
+            }
+            (Move::In, Outcome::NoRoom) => {
+                engine.holds = engine.left.clone();
+                Event::FoundNoRoom { model, fault: fault(true) }
+            }
+            (_, Outcome::NoRoom) => {
+                engine.moving = Some(moving);
+                return self.answer(model, Outcome::Refused { retry: true });
             }
             (Move::Start, Outcome::Refused { retry } | Outcome::Lost { retry }) => {
                 engine.end();

@@ -69,11 +69,12 @@ impl Checkpoint {
         )
     }
 
-    /// Waits until each GPU has the bytes that a restore needs.
-    async fn confirm_free(&self, need: &PerGpu, limit: Duration) -> Result<(), String> {
+    /// Waits until each GPU has the bytes that a restore needs. The error says whether they are not there, or nobody knows.
+    async fn confirm_free(&self, need: &PerGpu, limit: Duration) -> Result<(), (String, bool)> {
         let wanted = (0u32..).zip(need).filter(|(_, bytes)| bytes.0 > 0);
         let looks = join_all(wanted.map(|(gpu, &bytes)| async move {
-            let memory = self.gpu.wait_free(gpu, bytes.0, limit).await.map_err(|error| error.to_string())?;
+            let memory =
+                self.gpu.wait_free(gpu, bytes.0, limit).await.map_err(|error| (error.to_string(), false))?;
             let free = Bytes(memory.free);
             if free >= bytes {
                 return Ok(());
@@ -90,7 +91,8 @@ impl Checkpoint {
                     )
                 })
                 .collect();
-            Err(format!("GPU {gpu} has {free} free and the engine needs {bytes}; {}", holders.join(", ")))
+            let holders = holders.join(", ");
+            Err((format!("GPU {gpu} has {free} free and the engine needs {bytes}; {holders}"), true))
         }));
         looks.await.into_iter().collect()
     }
@@ -121,11 +123,9 @@ impl Checkpoint {
         Ok(Footprint { gpu: per_gpu(&left.unwrap_or_default()), host: total, ..Footprint::default() })
     }
 
+    /// Brings back what there is room for.
     async fn back(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {
         let need = self.taken();
-        let limit = CONFIRM_LIMIT.min(log.left());
-        let confirmed = log.phase("confirm", self.confirm_free(&need, limit)).await;
-        confirmed.map_err(|reason| ("confirm", Setback { reason, unharmed: true }))?;
         let lost = |reason: String| Setback { reason, unharmed: false };
         let thawed = log.phase("thaw", async {
             let members = members(engine)?;
@@ -170,6 +170,13 @@ impl Mechanism for Checkpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        let limit = CONFIRM_LIMIT.min(log.left());
+        let confirmed = log.phase("confirm", self.confirm_free(&self.taken(), limit)).await;
+        if let Err((reason, short)) = confirmed {
+            // Whoever looks after stopped processes has perhaps continued it meanwhile.
+            signal(&members(engine).unwrap_or_default(), Signal::STOP);
+            return Err(self.fault("confirm", reason, true).short(short));
+        }
         self.back(engine, log)
             .await
             .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))

@@ -56,6 +56,8 @@ struct NotBack {
     reason: String,
     /// It is out as before.
     out: bool,
+    /// The GPU had too little free, and nothing else is wrong.
+    short: bool,
 }
 
 impl Park {
@@ -84,7 +86,8 @@ impl Park {
             Err(error) => {
                 // Some of the processes may be out: half an engine is of no use.
                 let back = self.all_back(&pids, 1, log).await;
-                return Err(self.fault("park", error.to_string(), back.is_ok() && engine.is_alive()));
+                let unharmed = back.is_ok() && engine.is_alive();
+                return Err(self.fault("park", error.to_string(), unharmed).short(is_shortage(&error)));
             }
         };
         note(log, &moved);
@@ -103,9 +106,7 @@ impl Park {
         let (pids, count) = self.out.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let moved = match std::mem::take(&mut log.switch) {
             Switch::Takes(beside) => self.in_beside(&pids, count, beside, log).await?,
-            Switch::Alone | Switch::Gives(_) => {
-                self.all_back(&pids, count, log).await.map_err(|reason| NotBack { reason, out: true })?
-            }
+            Switch::Alone | Switch::Gives(_) => self.all_back(&pids, count, log).await?,
         };
         note(log, &moved);
         Ok(())
@@ -126,7 +127,8 @@ impl Park {
             Ok(moved) if moved.processes >= count => return Ok(moved),
             // The memory server has seen to it.
             Err(error @ GpuError::Refused(_)) => {
-                return Err(NotBack { reason: error.to_string(), out: true });
+                let short = is_shortage(&error);
+                return Err(NotBack { reason: error.to_string(), out: true, short });
             }
             Ok(moved) => {
                 format!("{} of its {count} parked processes are known to the memory server", moved.processes)
@@ -137,15 +139,15 @@ impl Park {
         while Instant::now() < deadline {
             let again = self.gpu.park_out(pids.to_vec(), None, REST_LIMIT, log.left()).await;
             if again.is_ok_and(|moved| moved.processes >= count) {
-                return Err(NotBack { reason, out: true });
+                return Err(NotBack { reason, out: true, short: false });
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        Err(NotBack { reason, out: false })
+        Err(NotBack { reason, out: false, short: false })
     }
 
     /// Brings processes back, `count` of them at least; those that look for a new memory server are waited for.
-    async fn all_back(&self, pids: &[i32], count: u32, log: &MoveLog) -> Result<Moved, String> {
+    async fn all_back(&self, pids: &[i32], count: u32, log: &MoveLog) -> Result<Moved, NotBack> {
         let deadline = log.deadline.min(Instant::now() + REUNION_LIMIT);
         loop {
             let wait = FREE_LIMIT.min(log.left());
@@ -155,11 +157,14 @@ impl Park {
                     "{} of its {count} parked processes are known to the memory server",
                     moved.processes
                 ),
-                Err(error @ GpuError::Refused(_)) => return Err(error.to_string()),
+                Err(error @ GpuError::Refused(_)) => {
+                    let short = is_shortage(&error);
+                    return Err(NotBack { reason: error.to_string(), out: true, short });
+                }
                 Err(error) => error.to_string(),
             };
             if Instant::now() >= deadline {
-                return Err(reason);
+                return Err(NotBack { reason, out: true, short: false });
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -188,9 +193,13 @@ impl Mechanism for Park {
     async fn swap_in(&self, _engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         // What is not back is in the pool still, and the engine waits.
         let back = self.bring_in(log).await;
-        back.map_err(|error| self.fault("unpark", error.reason, error.out))?;
+        back.map_err(|error| self.fault("unpark", error.reason, error.out).short(error.short))?;
         Ok(Footprint::default())
     }
+}
+
+fn is_shortage(error: &GpuError) -> bool {
+    matches!(error, GpuError::Refused(refusal) if refusal.is_shortage())
 }
 
 fn pids(tree: &[ProcId]) -> Vec<i32> {

@@ -37,6 +37,7 @@ mod memory;
 mod options;
 mod script;
 mod shared;
+mod versions;
 mod workers;
 
 use std::path::Path;

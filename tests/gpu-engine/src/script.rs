@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::cuda::{Access, AllocationProperties, Cuda, Location, PoolProperties};
 use crate::cuda_call;
 use crate::hammer::Hammer;
+use crate::versions::{self, By};
 
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
 const POSIX_DESCRIPTOR: i32 = 1;
@@ -172,6 +173,13 @@ impl Script {
             }
             "trim" => {
                 cuda_call!(cuda, cuMemPoolTrimTo(number("pool") as *mut c_void, bytes)).map(|()| Value::Null)
+            }
+            "look-up" => {
+                versions::look_up(step["name"].as_str().unwrap_or_default(), number("version") as i32)
+            }
+            "bind" => {
+                let by = if handle > 0 { By::Handle(handle) } else { By::Address(address) };
+                versions::bind(cuda, by, bytes, number("version") as i32).map(|()| Value::Null)
             }
             "fork" => fork(cuda),
             "run" => run(step["program"].as_str().unwrap_or("true")),

@@ -89,11 +89,38 @@ driver_api! {
         launches.iter().try_for_each(launch_now)
     }
 
+    gated fn cuGraphExecUpdate(ready: Handle, graph: Handle, failed: *mut Handle, result: *mut c_int) {
+        put(failed, std::ptr::null_mut())?;
+        put(result, 0)?;
+        update(ready, graph)
+    }
+
+    gated fn cuGraphExecUpdate_v2(ready: Handle, graph: Handle, result: *mut UpdateResult) {
+        let null = std::ptr::null_mut();
+        put(result, UpdateResult { result: 0, failed: null, from: null })?;
+        update(ready, graph)
+    }
+
     gated fn cuGraphDestroy(graph: Handle) { forget(graph) }
 
     gated fn cuGraphExecDestroy(graph: Handle) { forget(graph) }
 
     open fn cuThreadExchangeStreamCaptureMode(_mode: *mut c_uint) { Ok(()) }
+}
+
+/// `CUgraphExecUpdateResultInfo`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct UpdateResult {
+    result: c_int,
+    failed: Handle,
+    from: Handle,
+}
+
+fn update(ready: Handle, graph: Handle) -> Outcome {
+    let launches = state().graphs.get(&(graph as usize)).cloned().ok_or(Error::INVALID_VALUE)?;
+    *state().graphs.get_mut(&(ready as usize)).ok_or(Error::INVALID_VALUE)? = launches;
+    Ok(())
 }
 
 fn forget(graph: Handle) -> Outcome {

@@ -7,6 +7,7 @@
 //! | `error` | result codes, their names |
 //! | `init`, `device`, `context`, `memory` | the plain driver API |
 //! | `vmm` | physical memory, address ranges, mappings, shareable handles |
+//! | `multicast` | multicast objects, as far as memory is bound to them |
 //! | `pool` | stream-ordered allocations and their pools |
 //! | `stream`, `module`, `graph` | streams, events, kernels, captured graphs |
 //! | `checkpoint` | `cuCheckpointProcess*` |
@@ -30,6 +31,7 @@ mod init;
 mod lookup;
 mod memory;
 mod module;
+mod multicast;
 mod pool;
 mod session;
 mod stream;

@@ -12,6 +12,7 @@ static TABLES: &[&[Symbol]] = &[
     crate::context::SYMBOLS,
     crate::memory::SYMBOLS,
     crate::vmm::SYMBOLS,
+    crate::multicast::SYMBOLS,
     crate::stream::SYMBOLS,
     crate::module::SYMBOLS,
     crate::pool::SYMBOLS,
@@ -20,8 +21,19 @@ static TABLES: &[&[Symbol]] = &[
     SYMBOLS,
 ];
 
-/// Names whose newest variant a program gets only if it asks for at least this version of CUDA.
-const NEWER: &[(&str, c_int, &str)] = &[("cuCtxCreate", 13000, "cuCtxCreate_v4")];
+/// Names with a variant that a program gets only if it asks for at least this version of CUDA, newest first; of others
+/// the second variant is as old as the name, for any program that there still is.
+const NEWER: &[(&str, c_int, &str)] = &[
+    ("cuCtxCreate", 13000, "cuCtxCreate_v4"),
+    ("cuGetProcAddress", 12000, "cuGetProcAddress_v2"),
+    ("cuGetProcAddress", 0, "cuGetProcAddress"),
+    ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2"),
+    ("cuGraphExecUpdate", 0, "cuGraphExecUpdate"),
+    ("cuMulticastBindMem", 13010, "cuMulticastBindMem_v2"),
+    ("cuMulticastBindMem", 0, "cuMulticastBindMem"),
+    ("cuMulticastBindAddr", 13010, "cuMulticastBindAddr_v2"),
+    ("cuMulticastBindAddr", 0, "cuMulticastBindAddr"),
+];
 
 fn find(name: &str) -> Option<*const c_void> {
     TABLES

@@ -314,6 +314,16 @@ fn set_access(address: u64, bytes: usize, access: &[Access]) -> Outcome {
     Ok(())
 }
 
+/// Whether a handle is one of physical memory.
+pub(crate) fn handle_is_known(handle: u64) -> bool {
+    with(|state| state.physical.get(&handle).is_some_and(|it| it.handles > 0))
+}
+
+/// Whether mappings make up exactly this range.
+pub(crate) fn is_mapped(address: u64, bytes: usize) -> bool {
+    with(|state| state.mappings(address, bytes).is_ok())
+}
+
 fn release(handle: u64) -> Outcome {
     with(|state| {
         let physical = state.physical.get_mut(&handle).filter(|it| it.handles > 0);
