@@ -139,6 +139,7 @@ fn close(limit: Duration) -> Result<(), c_int> {
     if outcome.is_err() {
         gate::open();
     } else {
+        memory::free_later();
         pool::drop_idle();
     }
     outcome

@@ -15,6 +15,8 @@ pub(crate) const SUCCESS: c_int = 0;
 pub(crate) const INVALID_VALUE: c_int = 1;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(crate) const OUT_OF_MEMORY: c_int = 2;
+/// `CUDA_ERROR_INVALID_HANDLE`.
+pub(crate) const INVALID_HANDLE: c_int = 400;
 /// `CUDA_ERROR_NOT_SUPPORTED`.
 pub(crate) const NOT_SUPPORTED: c_int = 801;
 
@@ -97,8 +99,11 @@ real_functions! {
     cuStreamIsCapturing(stream: Handle, status: *mut c_int);
     cuEventCreate(out: *mut Handle, flags: c_uint);
     cuEventRecord(event: Handle, stream: Handle);
+    cuEventSynchronize(event: Handle);
     cuEventDestroy_v2(event: Handle);
     cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
+    cuStreamGetCtx(stream: Handle, out: *mut Context);
+    cuThreadExchangeStreamCaptureMode(mode: *mut c_int);
 }
 
 /// The current context of this thread, if it has one.
@@ -111,24 +116,55 @@ pub(crate) fn current_context() -> Option<Context> {
 
 /// The device of the current context, if its memory can be backed by chunks.
 pub(crate) fn current_device() -> Option<c_int> {
+    device().filter(|device| can_back(*device))
+}
+
+/// The context that a stream belongs to; the current one for those that every context has.
+pub(crate) fn context_of(stream: Handle) -> Option<Context> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the pointer is to a live local; the driver refuses a stream that is none.
+    let code = unsafe { cuStreamGetCtx(stream, &raw mut context) };
+    (code == SUCCESS && !context.is_null()).then_some(context)
+}
+
+/// Does something with that context current; nothing if it is gone.
+pub(crate) fn within<T>(context: Context, action: impl FnOnce() -> T) -> Option<T> {
+    // SAFETY: the driver refuses a context that is none.
+    if unsafe { cuCtxPushCurrent_v2(context) } != SUCCESS {
+        return None;
+    }
+    let done = action();
+    let mut popped = std::ptr::null_mut();
+    // SAFETY: the pointer is to a live local.
+    unsafe { cuCtxPopCurrent_v2(&raw mut popped) };
+    Some(done)
+}
+
+/// Does something that no capture of this thread's forbids, and that is no part of one.
+pub(crate) fn apart_from_captures<T>(action: impl FnOnce() -> T) -> T {
+    /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+    const RELAXED: c_int = 2;
+    let mut mode = RELAXED;
+    // SAFETY: the pointer is to a live local, which gets the mode that was.
+    let changed = unsafe { cuThreadExchangeStreamCaptureMode(&raw mut mode) } == SUCCESS;
+    let done = action();
+    if changed {
+        // SAFETY: as above.
+        unsafe { cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+    }
+    done
+}
+
+/// The device of the thread's current context.
+pub(crate) fn device() -> Option<c_int> {
     let mut device = 0;
     // SAFETY: the pointer is to a live local.
-    let known = unsafe { cuCtxGetDevice(&raw mut device) } == SUCCESS;
-    (known && can_back(device)).then_some(device)
+    (unsafe { cuCtxGetDevice(&raw mut device) } == SUCCESS).then_some(device)
 }
 
 /// The device of a context.
 pub(crate) fn device_of(context: Context) -> Option<c_int> {
-    let (mut device, mut popped) = (0, std::ptr::null_mut());
-    // SAFETY: the driver refuses a context that is none; pointers are to live locals.
-    unsafe {
-        if cuCtxPushCurrent_v2(context) != SUCCESS {
-            return None;
-        }
-        let known = cuCtxGetDevice(&raw mut device) == SUCCESS;
-        cuCtxPopCurrent_v2(&raw mut popped);
-        known.then_some(device)
-    }
+    within(context, device).flatten()
 }
 
 /// Whether a device's memory can be backed by chunks.

@@ -1,11 +1,14 @@
 //! Plain allocations, and what is asked about them.
+//!
+//! A plain free waits for the work of the memory's own device, whichever is the caller's. While a stream is captured no
+//! device can be waited for, which would break the capture: the memory goes when the last one has ended.
 
 use std::ffi::{c_int, c_uint, c_void};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::control;
-use crate::driver::{self, Context, OUT_OF_MEMORY, SUCCESS};
+use crate::driver::{self, Context, INVALID_VALUE, OUT_OF_MEMORY, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::pool;
@@ -16,6 +19,9 @@ use crate::registry::{self, SMALLEST};
 const BUDGET: &str = "SWAPSERVE_GPU_BUDGET";
 /// `CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT` of every GPU so far is smaller or equal.
 const PITCH: usize = 512;
+
+/// Regions that were freed while a stream was being captured.
+static LATER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 /// Managed allocations made: memory that cannot be parked.
 static MANAGED: AtomicU64 = AtomicU64::new(0);
@@ -90,13 +96,41 @@ pub(crate) fn free_region(address: u64) -> Option<c_int> {
     if !process::enabled() {
         return None;
     }
-    registry::lock().region_at(address).filter(|(start, _)| *start == address)?;
-    if !gate::capturing() {
-        // A plain free waits for work under way. A refusal is for the caller's next call to tell.
+    let (_, region) = registry::lock().region_at(address).filter(|(start, _)| *start == address)?;
+    let mut later = later();
+    if later.contains(&address) {
+        return Some(INVALID_VALUE);
+    }
+    if gate::capturing() {
+        later.push(address);
+        return Some(SUCCESS);
+    }
+    drop(later);
+    let mut contexts = registry::lock().contexts_on(region.device);
+    contexts.extend(driver::current_context().map(|context| context as usize));
+    contexts.dedup();
+    for context in contexts {
+        // A refusal is for the caller's next call to tell.
         // SAFETY: takes nothing.
-        unsafe { driver::cuCtxSynchronize() };
+        driver::within(context as Context, || unsafe { driver::cuCtxSynchronize() });
     }
     Some(registry::lock().free(address).err().unwrap_or(SUCCESS))
+}
+
+fn later() -> MutexGuard<'static, Vec<u64>> {
+    LATER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back what was freed while a stream was being captured, unless one still is.
+pub(crate) fn free_later() {
+    if gate::capturing() {
+        return;
+    }
+    let waiting = std::mem::take(&mut *later());
+    for address in waiting {
+        // What cannot be given back stays.
+        free_region(address);
+    }
 }
 
 fn budget() -> Option<usize> {

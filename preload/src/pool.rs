@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::{self, Handle, Location, SUCCESS};
+use crate::driver::{self, Context, Handle, INVALID_HANDLE, Location, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::memory;
@@ -23,7 +23,10 @@ struct Idle {
     reserved: usize,
     device: c_int,
     stream: usize,
+    /// Recorded in the stream when the region was freed.
     event: usize,
+    /// The event's.
+    context: usize,
 }
 
 /// `CUmemPoolProps`, as far as it is looked at.
@@ -54,8 +57,7 @@ pub(crate) fn idle_bytes(device: c_int) -> usize {
     idle().iter().filter(|region| region.device == device).map(|region| region.reserved).sum()
 }
 
-/// Gives every kept region back; false if there was none. The device must be idle, or the current context's be waited
-/// for here.
+/// Gives every kept region back once its last use is over; false if there was none.
 pub(crate) fn drop_idle() -> bool {
     let kept = std::mem::take(&mut *idle());
     give_back(&kept);
@@ -80,10 +82,16 @@ fn trim(device: c_int, keep: usize) {
 
 fn give_back(kept: &[Idle]) {
     for region in kept {
-        // SAFETY: the event was made when the region was freed.
-        unsafe { driver::cuEventDestroy_v2(region.event as Handle) };
-        // What cannot be given back stays: the driver has said why to whoever asked before.
-        memory::free_region(region.address);
+        let event = region.event as Handle;
+        // Its last use came before the event, in whatever stream. If the wait is refused or the context gone, so is the
+        // work.
+        // SAFETY: the event was made when the region was freed, and is forgotten here.
+        driver::within(region.context as Context, || unsafe {
+            driver::apart_from_captures(|| driver::cuEventSynchronize(event));
+            driver::cuEventDestroy_v2(event);
+        });
+        // What cannot be given back stays.
+        let _ = registry::lock().free(region.address);
     }
 }
 
@@ -91,11 +99,12 @@ fn give_back(kept: &[Idle]) {
 const PER_THREAD: usize = 2;
 
 /// The stream that no stream stands for in a program with a default stream per thread.
-fn own(stream: Handle) -> Handle {
+pub(crate) fn own(stream: Handle) -> Handle {
     if stream.is_null() { PER_THREAD as Handle } else { stream }
 }
 
-fn captured(stream: Handle) -> bool {
+/// Whether a stream is being captured.
+pub(crate) fn captured(stream: Handle) -> bool {
     let mut status = 0;
     // SAFETY: the pointer is to a live local.
     let code = unsafe { driver::cuStreamIsCapturing(stream, &raw mut status) };
@@ -185,13 +194,22 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
         // In a graph only what it has allocated itself is freed: the driver says so.
         return otherwise();
     }
+    // The stream need not be one of the caller's current context, and an event is of use in its own only.
+    let context = driver::context_of(stream).or_else(driver::current_context);
+    let Some(context) = context else { return INVALID_HANDLE };
     let mut event = std::ptr::null_mut();
-    // SAFETY: the pointer is to a live local.
-    let mut code = unsafe { driver::cuEventCreate(&raw mut event, NO_TIMING) };
-    if code == SUCCESS {
-        // SAFETY: the event just made, on the caller's stream.
-        code = unsafe { driver::cuEventRecord(event, stream) };
-    }
+    // SAFETY: the pointer is to a live local; the event just made, on the caller's stream.
+    let recorded = driver::within(context, || unsafe {
+        let mut code = driver::cuEventCreate(&raw mut event, NO_TIMING);
+        if code == SUCCESS {
+            code = driver::cuEventRecord(event, stream);
+            if code != SUCCESS {
+                driver::cuEventDestroy_v2(event);
+            }
+        }
+        code
+    });
+    let code = recorded.unwrap_or(INVALID_HANDLE);
     if code == SUCCESS {
         idle().push(Idle {
             address,
@@ -199,6 +217,7 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
             device: region.device,
             stream: stream as usize,
             event: event as usize,
+            context: context as usize,
         });
     }
     code

@@ -72,7 +72,8 @@ pub(crate) struct Registry {
     chunks: BTreeMap<u64, Chunk>,
     mappings: BTreeMap<u64, Mapping>,
     regions: BTreeMap<u64, Region>,
-    contexts: Vec<usize>,
+    /// Contexts with the device of each.
+    contexts: Vec<(usize, c_int)>,
     /// Devices that reach another one's memory: who, whose.
     peers: Vec<(c_int, c_int)>,
     next: u64,
@@ -128,15 +129,21 @@ impl Registry {
     /// Notes the current context, which is waited for before memory goes.
     pub(crate) fn note_context(&mut self) {
         if let Some(context) = driver::current_context()
-            && !self.contexts.contains(&(context as usize))
+            && !self.contexts.iter().any(|(known, _)| *known == context as usize)
+            && let Some(device) = driver::device()
         {
-            self.contexts.push(context as usize);
+            self.contexts.push((context as usize, device));
         }
     }
 
     /// Every context noted.
     pub(crate) fn contexts(&self) -> Vec<usize> {
-        self.contexts.clone()
+        self.contexts.iter().map(|(context, _)| *context).collect()
+    }
+
+    /// Those of one device.
+    pub(crate) fn contexts_on(&self, device: c_int) -> Vec<usize> {
+        self.contexts.iter().filter(|(_, its)| *its == device).map(|(context, _)| *context).collect()
     }
 
     /// A region of device memory; its address.

@@ -7,6 +7,8 @@ use std::ffi::{c_int, c_uint, c_ushort, c_void};
 use crate::driver::{Handle, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
+use crate::memory;
+use crate::pool;
 use crate::process;
 
 /// A pointer that is passed on unseen.
@@ -42,13 +44,19 @@ macro_rules! gated {
                 // SAFETY: the caller's own arguments.
                 begin(|| unsafe { real::cuStreamBeginCaptureToGraph(stream, graph, after, edges, count, mode) })
             }
+            fn cuStreamBeginCaptureToGraph_ptsz(
+                stream: Handle, graph: Any, after: Any, edges: Any, count: usize, mode: c_int,
+            ) {
+                // SAFETY: the caller's own arguments.
+                begin(|| unsafe { real::cuStreamBeginCaptureToGraph_ptsz(stream, graph, after, edges, count, mode) })
+            }
             fn cuStreamEndCapture(stream: Handle, out: Any) {
                 // SAFETY: the caller's own arguments.
-                end(unsafe { real::cuStreamEndCapture(stream, out) })
+                end(stream, || unsafe { real::cuStreamEndCapture(stream, out) })
             }
             fn cuStreamEndCapture_ptsz(stream: Handle, out: Any) {
                 // SAFETY: the caller's own arguments.
-                end(unsafe { real::cuStreamEndCapture_ptsz(stream, out) })
+                end(pool::own(stream), || unsafe { real::cuStreamEndCapture_ptsz(stream, out) })
             }
         }
     };
@@ -153,15 +161,27 @@ fn begin(real: impl FnOnce() -> c_int) -> c_int {
         return real();
     }
     let _inside = gate::pass();
+    // Before the call: from then on no device may be waited for.
+    gate::capture_begins();
     let code = real();
-    if code == SUCCESS {
-        gate::capture_begins();
+    if code != SUCCESS {
+        ended();
     }
     code
 }
 
-fn end(code: c_int) -> c_int {
-    // Also one that is broken has ended.
-    gate::capture_ends();
+/// Ends a capture. A call that is refused has ended one if it was broken, and none if there was none or if it is not this
+/// stream's or thread's to end: the stream tells.
+fn end(stream: Handle, real: impl FnOnce() -> c_int) -> c_int {
+    let captured = process::enabled() && pool::captured(stream);
+    let code = real();
+    if captured && !pool::captured(stream) {
+        ended();
+    }
     code
+}
+
+fn ended() {
+    gate::capture_ends();
+    memory::free_later();
 }

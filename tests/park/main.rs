@@ -9,6 +9,7 @@ mod cannot;
 mod concurrent;
 mod faults;
 mod forks;
+mod frees;
 mod garage;
 mod moves;
 mod script;

@@ -1,7 +1,9 @@
 //! `/do`: one step at a time, as a test asks; mostly one driver call. Addresses and handles go back and forth as numbers.
+//! A step with an `on` that is not 0 is done with that GPU current.
 
 use std::ffi::c_void;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
@@ -16,6 +18,9 @@ const POSIX_DESCRIPTOR: i32 = 1;
 const DEVICE: Location = Location { kind: 1, id: 0 };
 const NULL: *mut c_void = std::ptr::null_mut();
 
+/// What kernels that are to be told wait for.
+static TOLD: AtomicU64 = AtomicU64::new(0);
+
 /// What steps leave behind.
 #[derive(Debug, Default)]
 pub struct Script {
@@ -26,12 +31,27 @@ pub struct Script {
 impl Script {
     /// Does a step; its result.
     pub fn step(&self, cuda: &Cuda, step: &Value) -> Result<Value, String> {
+        match step["on"].as_u64() {
+            None | Some(0) => self.step_here(cuda, step),
+            Some(gpu) => {
+                cuda.use_device(gpu as i32)?;
+                let outcome = self.step_here(cuda, step);
+                cuda.use_device(0)?;
+                outcome
+            }
+        }
+    }
+
+    fn step_here(&self, cuda: &Cuda, step: &Value) -> Result<Value, String> {
         let number = |key: &str| step[key].as_u64().unwrap_or(0);
         let (address, bytes, handle) = (number("address"), number("bytes") as usize, number("handle"));
         match step["do"].as_str().unwrap_or_default() {
             "alloc" => allocate(cuda, step),
             "free" => cuda_call!(cuda, cuMemFree_v2(address)).map(|()| Value::Null),
-            "free-async" => cuda_call!(cuda, cuMemFreeAsync(address, NULL)).map(|()| Value::Null),
+            "free-async" => {
+                let stream = number("stream") as *mut c_void;
+                cuda_call!(cuda, cuMemFreeAsync(address, stream)).map(|()| Value::Null)
+            }
             "write" => {
                 let pattern = pattern(number("seed"), bytes);
                 cuda_call!(cuda, cuMemcpyHtoD_v2(address, pattern.as_ptr().cast(), bytes))
@@ -52,6 +72,23 @@ impl Script {
             }
             "digest" => digest(cuda, address, number("blocks"), [number("low"), number("high")]),
             "add" => add_one(cuda, address, number("words"), NULL).map(|()| Value::Null),
+            "stream" => {
+                let mut stream = NULL;
+                cuda_call!(cuda, cuStreamCreate(&raw mut stream, 1))?;
+                Ok(json!({"stream": stream as u64}))
+            }
+            "add-when-told" => {
+                TOLD.store(0, Ordering::Release);
+                add_when_told(cuda, address, number("words"), number("stream") as *mut c_void)
+                    .map(|()| Value::Null)
+            }
+            "tell" => {
+                TOLD.store(1, Ordering::Release);
+                Ok(Value::Null)
+            }
+            "synchronize" => {
+                cuda_call!(cuda, cuStreamSynchronize(number("stream") as *mut c_void)).map(|()| Value::Null)
+            }
             "capture" => {
                 let mut stream = NULL;
                 cuda_call!(cuda, cuStreamCreate(&raw mut stream, 1))?;
@@ -168,7 +205,7 @@ impl Script {
             }
             "default-pool" => {
                 let mut pool = NULL;
-                cuda_call!(cuda, cuDeviceGetDefaultMemPool(&raw mut pool, 0))?;
+                cuda_call!(cuda, cuDeviceGetDefaultMemPool(&raw mut pool, number("gpu") as i32))?;
                 Ok(json!({"pool": pool as u64}))
             }
             "trim" => {
@@ -322,6 +359,18 @@ pub fn add_one(cuda: &Cuda, address: u64, words: u64, stream: *mut c_void) -> Re
             std::ptr::null_mut()
         )
     )
+}
+
+/// The same once the program says so: a kernel that only the software driver has.
+fn add_when_told(cuda: &Cuda, address: u64, words: u64, stream: *mut c_void) -> Result<(), String> {
+    let (mut module, mut function) = (NULL, NULL);
+    cuda_call!(cuda, cuModuleLoadData(&raw mut module, ADD_ONE.as_ptr().cast()))?;
+    cuda_call!(cuda, cuModuleGetFunction(&raw mut function, module, c"add_when_told".as_ptr()))?;
+    let told = std::ptr::from_ref(&TOLD) as u64;
+    let mut parameters =
+        [&raw const address, &raw const words, &raw const told].map(|it| it.cast_mut().cast::<c_void>());
+    let (parameters, extra) = (parameters.as_mut_ptr(), std::ptr::null_mut());
+    cuda_call!(cuda, cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, parameters, extra))
 }
 
 /// The bytes that a seed stands for; tests have the same function.

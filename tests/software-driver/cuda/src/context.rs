@@ -38,9 +38,19 @@ fn number(handle: Handle) -> Result<usize, Error> {
     if live { Ok(number) } else { Err(Error::INVALID_CONTEXT) }
 }
 
+/// Number of the thread's current context, which is also its handle.
+pub(crate) fn current() -> Result<usize, Error> {
+    STACK.with_borrow(|stack| stack.last().copied()).ok_or(Error::INVALID_CONTEXT)
+}
+
+/// CUDA ordinal of a context's device.
+pub(crate) fn ordinal_of(number: usize) -> Option<c_int> {
+    with(|contexts| Some(contexts.get(number.checked_sub(1)?)?.ordinal))
+}
+
 /// CUDA ordinal of the thread's current context.
 pub(crate) fn current_ordinal() -> Result<c_int, Error> {
-    let number = STACK.with_borrow(|stack| stack.last().copied()).ok_or(Error::INVALID_CONTEXT)?;
+    let number = current()?;
     number.checked_sub(1).map(|at| with(|contexts| contexts[at].ordinal)).ok_or(Error::INVALID_CONTEXT)
 }
 
@@ -172,7 +182,9 @@ driver_api! {
     open fn cuCtxGetDevice(device: *mut c_int) { put(device, current_ordinal()?) }
 
     gated fn cuCtxSynchronize() {
-        current_ordinal()?;
-        crate::graph::break_captures()
+        let current = current()?;
+        crate::graph::break_captures()?;
+        crate::work::wait(&crate::work::in_contexts(|context| context == current));
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@
 //! | `multicast` | multicast objects, as far as memory is bound to them |
 //! | `pool` | stream-ordered allocations and their pools |
 //! | `stream`, `module`, `graph` | streams, events, kernels, captured graphs |
+//! | `work` | kernels that run on when their launch returns |
 //! | `checkpoint` | `cuCheckpointProcess*` |
 //! | `lookup` | `cuGetProcAddress` over every module's `SYMBOLS` |
 //!
@@ -36,3 +37,4 @@ mod pool;
 mod session;
 mod stream;
 mod vmm;
+mod work;

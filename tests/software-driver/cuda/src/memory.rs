@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use crate::api::{account, driver_api, put};
-use crate::context::current_gpu;
+use crate::context::{current_gpu, ordinal_of};
 use crate::error::{Error, Outcome};
 
 /// Allocations are charged in steps of this many bytes, as the driver's smallest page.
@@ -116,7 +116,16 @@ driver_api! {
 
     gated fn cuMemAllocManaged(out: *mut u64, bytes: usize, _flags: c_uint) { allocate(out, bytes, true) }
 
-    gated fn cuMemFree_v2(pointer: u64) { free(pointer) }
+    gated fn cuMemFree_v2(pointer: u64) {
+        // For work on the memory's own device, whichever is current.
+        if let Some(gpu) = with(|allocations| allocations.get(&pointer).map(|it| it.gpu)) {
+            let there = |context| {
+                ordinal_of(context).is_some_and(|ordinal| crate::session::gpu(ordinal) == Ok(gpu))
+            };
+            crate::work::wait(&crate::work::in_contexts(there));
+        }
+        free(pointer)
+    }
 
     gated fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usize, pointer: u64) {
         let (start, allocation) = with(|allocations| {
