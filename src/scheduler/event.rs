@@ -31,7 +31,7 @@ pub enum Event {
     StartFailed { model: ModelId, fault: EngineFault },
     /// A swap-out is done; the resources beyond `measure.out` are free, and have been seen to be.
     SwappedOut { model: ModelId, measure: SwapMeasure },
-    /// A swap-out was refused or failed. `lost`: the engine is gone; else it is resident as before.
+    /// A swap-out was refused or failed. `lost`: the engine is gone; else it is as before: resident, or out in part.
     SwapOutFailed { model: ModelId, fault: EngineFault, lost: bool },
     /// A swap-in is done; the engine answers.
     SwappedIn { model: ModelId, measure: SwapMeasure },

@@ -72,7 +72,7 @@ impl Scheduler {
         self.settle(now, fx);
     }
 
-    /// A swap-out was refused: the engine is resident as before and is spared for a while.
+    /// A swap-out was refused: the engine is resident as before, or out as far as it was, and is spared for a while.
     pub(super) fn refused_to_go(
         &mut self,
         id: ModelId,
@@ -87,14 +87,19 @@ impl Scheduler {
         let spared = SPARED.0.saturating_mul(1 << model.faults.refusals.min(8)).min(SPARED.1);
         model.faults.refusals += 1;
         model.faults.spared_until = now + spared;
-        let resident = model.resident.clone();
-        self.ledger.correct(&mut model.held, resident);
-        model.enter(State::Resident, now);
+        let (state, holds, answer) = match model.again {
+            true => (State::Out, model.left.clone(), Ok(())),
+            false => (State::Resident, model.resident.clone(), Err(fault.detail.as_str())),
+        };
+        self.ledger.correct(&mut model.held, holds);
+        model.enter(state, now);
         model.history.note(now, What::RefusedToGo { detail: fault.detail.clone(), spared });
-        model.answer_asks_out(Err(&fault.detail), fx);
+        model.answer_asks_out(answer, fx);
         model.faults.last = Some(fault);
         self.redeem(id, true);
-        self.dispatch_waiting(id, now, fx);
+        if state == State::Resident {
+            self.dispatch_waiting(id, now, fx);
+        }
         self.settle(now, fx);
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Model {
     pub(super) left: Footprint,
     /// In `SwappingOut`: bytes to be freed on each GPU; `None`: all it can.
     pub(super) share: Option<Bytes>,
+    /// In `SwappingOut`: a part of it was out before, and it frees more.
+    pub(super) again: bool,
     /// What the ledger counts for it.
     pub(super) held: Footprint,
     /// In `SwappingOut`: what of that which it frees another one has reserved.
@@ -140,6 +142,7 @@ impl Model {
             out: spec.out.clone(),
             left: Footprint::default(),
             share: None,
+            again: false,
             held: Footprint::default(),
             claim: Footprint::default(),
             ahead: None,

@@ -394,6 +394,7 @@ impl Scheduler {
         if self.ledger.reserve(&mut model.held, next) {
             let in_flight = model.leases;
             model.history.note(now, What::WentOut { why, in_flight });
+            model.again = model.state == State::Out;
             model.enter(State::SwappingOut, now);
             model.share = share;
             fx.push(Effect::SwapOut { model: id, in_flight, free: share });

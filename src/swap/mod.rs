@@ -88,6 +88,8 @@ pub struct MoveLog {
     pub in_flight: u32,
     /// Bytes that a swap-out has to free on each GPU at least; nothing for all of it. Only `park` can do less than all.
     pub free: Option<Bytes>,
+    /// A part of the engine is out already, and stays out if this move is refused.
+    pub out: bool,
     /// What this move is to a swap of another engine.
     pub switch: Switch,
     /// Phases in order, each with its time.
@@ -105,6 +107,7 @@ impl MoveLog {
             deadline,
             in_flight,
             free: None,
+            out: false,
             switch: Switch::Alone,
             phases: SmallVec::new(),
             moved: None,

@@ -235,7 +235,7 @@ impl Swapper {
         let mut log = MoveLog::new(begun + engine.plan.swap_timeout, 0);
         log.switch = std::mem::take(&mut self.switch);
         if let Way::Out { in_flight, free } = way {
-            (log.in_flight, log.free) = (in_flight, free);
+            (log.in_flight, log.free, log.out) = (in_flight, free, self.out_by.is_some());
         }
         // The two mechanisms that end the engine's process on purpose are not watched for its end.
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);

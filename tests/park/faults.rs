@@ -398,6 +398,26 @@ async fn a_gpu_server_killed_while_engines_are_out_or_on_the_way_in_loses_nothin
 }
 
 #[tokio::test]
+async fn of_one_that_is_out_in_part_more_is_freed_after_a_gpu_server_is_killed() {
+    let Some(scene) = Scene::new().await else { return };
+    let pid = scene.engine.pid();
+    let part = scene.garage.server.park_out(vec![pid], Some(MIB), REST, LONG).await.unwrap();
+    assert!((1..12 * MIB).contains(&part.bytes), "{part:?}");
+    scene.garage.bench.kill_server(&scene.garage.server).await;
+    // Nobody has waited until the engine has found the next one.
+    let deadline = Instant::now() + LONG;
+    let rest = loop {
+        match scene.garage.server.park_out(vec![pid], None, REST, LONG).await {
+            Err(GpuError::Lost { .. }) => assert!(Instant::now() < deadline, "there is no other server"),
+            rest => break rest.expect("it is waited for"),
+        }
+    };
+    assert_eq!((rest.processes, part.bytes + rest.bytes), (1, 12 * MIB));
+    scene.bring_back().await.expect("it comes back");
+    scene.check();
+}
+
+#[tokio::test]
 async fn of_an_engines_processes_all_come_back_after_a_gpu_server_is_killed() {
     let Some(scene) = Scene::new().await else { return };
     let second = scene.garage.engine(&["--weights", "8MiB"]).await;

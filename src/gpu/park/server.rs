@@ -101,7 +101,8 @@ impl MemoryServer {
             ParkCall::Out { pids, wanted, rest_ms, number } => {
                 let rest = Duration::from_millis(u64::from(rest_ms));
                 self.switches.begin(number);
-                let outcome = self.out(&pids, wanted, rest, number);
+                let met = self.reunion(&pids);
+                let outcome = met.and_then(|()| self.out(&pids, wanted, rest, number));
                 self.switches.end(number, outcome.is_ok());
                 outcome.map(ParkAnswer::Moved)
             }
@@ -113,7 +114,8 @@ impl MemoryServer {
         }
     }
 
-    /// Waits for processes whose memory an earlier server has taken out: half an engine must not come back.
+    /// Waits for processes whose memory an earlier server has taken out: half an engine must not come back, nor must one be
+    /// taken for resident because nobody here knows it yet.
     fn reunion(&self, pids: &[i32]) -> Result<(), Refusal> {
         let deadline = Instant::now() + REUNION;
         loop {

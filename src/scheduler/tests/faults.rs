@@ -1,6 +1,7 @@
 //! What goes wrong: reports that come too late, moves that are refused, memory that is not there.
 
 use super::{super::*, kit::*};
+use crate::units::Bytes;
 
 #[test]
 fn a_late_report_of_a_loss_says_nothing_of_the_next_start() {
@@ -33,4 +34,26 @@ fn one_that_finds_a_strangers_memory_in_its_place_waits_and_is_not_given_up() {
     desk.transcript();
     desk.finish("a");
     assert_eq!(desk.transcript(), "dispatch 0 after 45s (0s)");
+}
+
+#[test]
+fn one_that_is_out_in_part_and_frees_no_more_is_out_as_far_as_it_was() {
+    let models = [model("a", 45), model("b", 30), model("c", 70)];
+    let mut desk = Desk::new(models.into_iter().map(ModelBuilder::keeping_streams).collect());
+    desk.parks = true;
+    desk.boot();
+    let c = desk.id("c");
+    desk.request("a");
+    desk.run_moves();
+    assert_eq!((desk.state("a"), desk.state("c")), (State::Resident, State::Out));
+    assert_eq!(desk.scheduler.model(c).held.on_gpu(0), Bytes::gib(35));
+    desk.transcript();
+    desk.request("b");
+    assert!(desk.transcript().contains("out c"), "a is busy");
+    let request = desk.request("c");
+    desk.tell(Event::SwapOutFailed { model: c, fault: Desk::fault(true), lost: false });
+    assert_eq!(desk.state("c"), State::Out);
+    assert_eq!(desk.scheduler.model(c).held.on_gpu(0), Bytes::gib(35));
+    let told = desk.transcript();
+    assert!(!told.contains(&format!("dispatch {}", request.0)), "its gate is closed: {told}");
 }

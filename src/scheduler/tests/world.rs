@@ -68,6 +68,8 @@ struct Engine {
     left: Footprint,
     /// In a move out: bytes that will do on each GPU.
     part: Option<Bytes>,
+    /// In a move out: a part of it was out before.
+    again: bool,
     moving: Option<Move>,
     /// In a move in: engines on their way out whose memory it takes.
     from: Vec<ModelId>,
@@ -380,9 +382,10 @@ impl World {
                 Event::SwapInFailed { model, fault: fault(retry), lost: false }
             }
             (Move::Out, Outcome::Refused { retry }) => {
-                engine.up = true;
                 engine.part = None;
-                engine.holds = self.scheduler.view(model).resident;
+                engine.up = !engine.again;
+                let resident = self.scheduler.view(model).resident;
+                engine.holds = if engine.again { engine.left.clone() } else { resident };
                 Event::SwapOutFailed { model, fault: fault(retry), lost: false }
             }
             (Move::In | Move::Out, Outcome::Lost { retry }) => {
@@ -533,7 +536,7 @@ impl World {
         self.begin(model, Move::Out, next);
         let engine = &mut self.engines[model.index()];
         engine.up = false;
-        engine.part = free;
+        (engine.part, engine.again) = (free, again);
         if !again {
             engine.paused = (in_flight > 0).then_some(self.now);
         }
