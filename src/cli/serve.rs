@@ -17,10 +17,12 @@ async fn serve(args: &ServeArgs, globals: &Globals) -> Outcome {
         for model in service::started(&session, globals.quiet).await {
             tracing::error!(model = model.name, fault = model.note, "given up; the others are served");
         }
-        session.asked_to_stop().await;
+        std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = life => tracing::info!("asked to stop"),
+        () = life => {}
+        // Also while engines start.
+        () = session.asked_to_stop() => tracing::info!("asked to stop"),
         signal = service::end_signal(&mut signals) => tracing::info!(?signal, "ending"),
     }
     service::end(session, &mut signals).await;

@@ -71,6 +71,19 @@ fn an_end_during_the_start_is_an_end() {
 }
 
 #[test]
+fn stop_is_heard_during_the_start() {
+    // An engine that would be waited for much longer than this test waits for anything.
+    let text = fake("late", "--mute", "").replace("start_timeout = \"30s\"", "start_timeout = \"1h\"");
+    let mut service = Service::launch(&text, &[]);
+    eventually("the engine is launched", || {
+        service.verb(&["status", "--json"]).status.success() && service.model("late")["pid"].is_number()
+    });
+    assert!(service.verb(&["stop"]).status.success());
+    assert_eq!(service.ended(), 0, "{}", service.log());
+    service.assert_gone();
+}
+
+#[test]
 fn the_daemons_own_death_takes_the_engines_with_it() {
     let mut service = Service::start(&two(), &[]);
     service.signal(Signal::SIGKILL);
