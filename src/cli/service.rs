@@ -102,7 +102,10 @@ pub async fn final_signal(signals: &mut JobSignals) -> JobSignal {
 
 /// Ends the session in order, at once when another signal asks for haste, and says what was left behind.
 pub async fn end(session: Session, signals: &mut JobSignals) {
-    let plan = if signals.kill_follows() { session.hurried() } else { session.at_leisure() };
+    let plan = match signals.kill_follows() {
+        true => session.hurried().after(signals.since_term()),
+        false => session.at_leisure(),
+    };
     let report = session
         .end(plan, async {
             if !signals.in_haste() {

@@ -204,6 +204,8 @@ impl Core {
         if let Some(event) = event {
             self.post(event);
         }
+        // A swap-in that failed leaves its streams paused, and an engine that died has none.
+        self.released.notify_waiters();
         self.changed.send_modify(|n| *n += 1);
     }
 
@@ -286,7 +288,7 @@ impl Core {
         self.released.notify_waiters();
     }
 
-    /// Resolves when no request is on a running engine.
+    /// Resolves when no request is on an engine that runs or comes in.
     pub async fn idle(&self) {
         loop {
             let released = self.released.notified();

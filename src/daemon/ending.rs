@@ -32,6 +32,11 @@ impl EndPlan {
         EndPlan { drain: all / 2, stop: all / 2 }
     }
 
+    /// What is left of it when so much time is over: a command has had its part of the drain before the streams.
+    pub fn after(self, passed: Duration) -> Self {
+        EndPlan { drain: self.drain.saturating_sub(passed), ..self }
+    }
+
     /// Nobody hurries, as when the command has ended: what the engines' own grace asks for.
     pub fn at_leisure(longest_grace: Duration) -> Self {
         EndPlan { drain: DEFAULT_KILL_WAIT, stop: longest_grace + RESERVE }
@@ -48,6 +53,11 @@ mod tests {
             let kill_wait = Duration::from_secs(seconds);
             let plan = EndPlan::within(Some(kill_wait));
             assert!(plan.drain + plan.stop < kill_wait, "{seconds}: {plan:?}");
+            let left = plan.after(plan.drain);
+            assert!(
+                plan.drain + left.drain + left.stop < kill_wait,
+                "the command took the whole drain: {left:?}"
+            );
         }
     }
 }

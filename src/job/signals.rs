@@ -64,7 +64,7 @@ impl JobSignal {
 pub struct JobSignals {
     listeners: Vec<(JobSignal, Signal)>,
     last: Option<(JobSignal, Instant)>,
-    term: bool,
+    term: Option<Instant>,
     finals: u32,
 }
 
@@ -79,14 +79,19 @@ impl JobSignals {
         Ok(JobSignals {
             listeners: all.into_iter().map(listen).collect::<io::Result<_>>()?,
             last: None,
-            term: false,
+            term: None,
             finals: 0,
         })
     }
 
     /// Whether TERM has come: unless it was sent by hand, Slurm kills after the site's KillWait.
     pub fn kill_follows(&self) -> bool {
-        self.term
+        self.term.is_some()
+    }
+
+    /// How much of KillWait is over: time since the first TERM, zero where none has come.
+    pub fn since_term(&self) -> Duration {
+        self.term.map(|term| term.elapsed()).unwrap_or_default()
     }
 
     /// Whether the end has been asked for more than once: whoever asks again does not want to wait.
@@ -106,7 +111,9 @@ impl JobSignals {
             let (kind, ..) = futures_util::future::select_all(waiting).await;
             let now = Instant::now();
             let echo = self.last.is_some_and(|(last, at)| last == kind && now.duration_since(at) < ECHO);
-            self.term |= kind == JobSignal::Term;
+            if kind == JobSignal::Term {
+                self.term.get_or_insert(now);
+            }
             if !echo {
                 self.last = Some((kind, now));
                 self.finals += u32::from(kind.is_final());

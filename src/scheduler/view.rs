@@ -101,9 +101,11 @@ impl Scheduler {
         !self.draining
     }
 
-    /// Requests on a running (not paused) engine: what a drain at the run's end waits for.
+    /// Requests on an engine that runs, or comes in again and then does: what a drain at the run's end waits for. The others
+    /// are paused for good by then.
     pub fn running(&self) -> u32 {
-        self.models.iter().filter(|model| model.state == State::Resident).map(|model| model.leases).sum()
+        let runs = |model: &&Model| matches!(model.state, State::Resident | State::SwappingIn);
+        self.models.iter().filter(runs).map(|model| model.leases).sum()
     }
 
     pub(super) fn model(&self, id: ModelId) -> &Model {

@@ -57,3 +57,20 @@ fn one_that_is_out_in_part_and_frees_no_more_is_out_as_far_as_it_was() {
     let told = desk.transcript();
     assert!(!told.contains(&format!("dispatch {}", request.0)), "its gate is closed: {told}");
 }
+
+#[test]
+fn the_end_waits_for_paused_streams_that_are_on_their_way_back() {
+    let mut desk = Desk::booted(vec![model("a", 60).keeping_streams(), model("b", 60).keeping_streams()]);
+    desk.request("b");
+    let short = desk.request("a");
+    desk.pass(51);
+    desk.finish("b");
+    desk.finish("a");
+    assert_eq!((desk.state("b"), desk.scheduler.running()), (State::Out, 1), "a's alone");
+    desk.release(short);
+    desk.finish("a");
+    assert_eq!((desk.state("b"), desk.scheduler.running()), (State::SwappingIn, 1));
+    desk.tell(Event::Drain);
+    desk.finish("b");
+    assert_eq!(desk.scheduler.running(), 1);
+}
