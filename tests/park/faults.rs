@@ -418,6 +418,32 @@ async fn of_one_that_is_out_in_part_more_is_freed_after_a_gpu_server_is_killed()
 }
 
 #[tokio::test]
+async fn what_is_freed_while_the_next_gpu_server_pins_is_free_once() {
+    let Some(mut scene) = Scene::new().await else { return };
+    // Behind what is freed there is more of this engine's in the pool.
+    scene.blocks.push(Block::plain(&scene.engine, 2 * MIB, 3));
+    scene.garage.out(&scene.engine).await;
+    scene.garage.back(&scene.engine).await;
+    let (server, generation) = (scene.server_pid(), scene.garage.server.generation());
+    scene.fault("cuMemHostRegister_v2 hold\n");
+    // SAFETY: the gpu server of this test's own machine.
+    unsafe { libc::kill(server, libc::SIGKILL) };
+    scene.blocks.remove(1).free(&scene.engine);
+    reunited(&scene).await;
+    scene.fault("");
+    // All of the pool that is not this engine's, and what has been freed is among it.
+    let other = scene.garage.engine(&["--weights", "248MiB"]).await;
+    scene.garage.out(&scene.engine).await;
+    scene.garage.out(&other).await;
+    assert_eq!(scene.garage.pool().await.used, 256 * MIB);
+    scene.garage.back(&scene.engine).await;
+    scene.check();
+    scene.garage.back(&other).await;
+    other.check();
+    assert_eq!(scene.garage.server.generation(), generation + 1, "the server broke");
+}
+
+#[tokio::test]
 async fn of_an_engines_processes_all_come_back_after_a_gpu_server_is_killed() {
     let Some(scene) = Scene::new().await else { return };
     let second = scene.garage.engine(&["--weights", "8MiB"]).await;

@@ -33,8 +33,8 @@ pub(super) struct Pool {
     grown: Condvar,
     /// What lies in its slots.
     pub(super) book: Arc<Book>,
-    /// Slots that the last server has left filled.
-    inherited: Vec<u32>,
+    /// The last server has left slots filled.
+    inherited: bool,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Pool {
         }
         prefer(base, bytes as usize, node);
         let segments = bytes / SEGMENT;
-        let inherited = book.entries().map(|(slot, _)| slot).collect();
+        let inherited = book.entries().next().is_some();
         let slots = Slots::with_book(SEGMENT_SLOTS, Arc::clone(&book));
         let pool = Arc::new(Self {
             base: base as usize,
@@ -105,12 +105,7 @@ impl Pool {
             match outcome {
                 Ok(()) => {
                     self.pinned.fetch_add(SEGMENT, Ordering::Relaxed);
-                    let start = segment as u32 * SEGMENT_SLOTS;
-                    state.slots.add(Run { start, length: SEGMENT_SLOTS });
-                    let here = |slot: &&u32| (start..start + SEGMENT_SLOTS).contains(slot);
-                    for &slot in self.inherited.iter().filter(here) {
-                        state.slots.take_this(slot);
-                    }
+                    state.slots.add_segment(segment as u32);
                 }
                 Err(refusal) => state.trouble = Some(refusal.to_string()),
             }
@@ -170,7 +165,7 @@ impl Pool {
 
     /// Waits until what an earlier server has left can be copied from at full speed.
     pub(super) fn inherited_is_pinned(&self) {
-        if !self.inherited.is_empty() {
+        if self.inherited {
             self.settled();
         }
     }

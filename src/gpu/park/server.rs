@@ -300,9 +300,8 @@ impl MemoryServer {
     fn forget(self: &Arc<Self>, pid: i32) {
         let gone = self.known().remove(&pid);
         let server = Arc::clone(self);
-        // A move of it may still be failing, and the pool may not be ready to take slots back.
+        // A move of it may still be failing.
         std::thread::spawn(move || {
-            server.pool.settled();
             if let Some(known) = gone {
                 lock(&known.process).forget(&server.pool);
             }

@@ -1,8 +1,9 @@
 //! Which slots of the pool are free. A slot is one block of 2 MiB.
 //!
-//! Runs never cross a segment, because a copy must not: segments are pinned one by one.
+//! Runs never cross a segment, because a copy must not: segments are pinned one by one. What an earlier server has left
+//! in a segment may be given back before the segment is there: such a slot is free when the segment is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::book::Book;
@@ -23,6 +24,8 @@ pub(super) struct Slots {
     free: BTreeMap<u32, u32>,
     segment: u32,
     count: u32,
+    /// Slots in use of segments that are still to be added.
+    early: BTreeSet<u32>,
     /// Where what a slot held is struck out when it is given back.
     book: Option<Arc<Book>>,
 }
@@ -30,12 +33,13 @@ pub(super) struct Slots {
 impl Slots {
     /// No slots yet, in segments of that many.
     pub(super) fn new(segment: u32) -> Self {
-        Self { free: BTreeMap::new(), segment, count: 0, book: None }
+        Self { free: BTreeMap::new(), segment, count: 0, early: BTreeSet::new(), book: None }
     }
 
-    /// The same with a book.
+    /// The same with a book: slots that are entered in it are in use from the beginning.
     pub(super) fn with_book(segment: u32, book: Arc<Book>) -> Self {
-        Self { book: Some(book), ..Self::new(segment) }
+        let early = book.entries().map(|(slot, _)| slot).collect();
+        Self { early, book: Some(book), ..Self::new(segment) }
     }
 
     /// Free slots.
@@ -65,20 +69,18 @@ impl Slots {
         Some(runs)
     }
 
-    /// Takes this very slot; false if it is not free.
-    pub(super) fn take_this(&mut self, slot: u32) -> bool {
-        let Some((&start, &length)) = self.free.range(..=slot).next_back() else { return false };
-        if slot >= start + length {
-            return false;
-        }
-        self.free.remove(&start);
-        for (start, end) in [(start, slot), (slot + 1, start + length)] {
-            if start < end {
-                self.free.insert(start, end - start);
+    /// Adds a segment's slots, but for those that are in use.
+    pub(super) fn add_segment(&mut self, number: u32) {
+        let (mut start, end) = (number * self.segment, (number + 1) * self.segment);
+        let later = self.early.split_off(&end);
+        let used = self.early.split_off(&start);
+        self.early.extend(later);
+        for slot in used.into_iter().chain([end]) {
+            if start < slot {
+                self.add(Run { start, length: slot - start });
             }
+            start = slot + 1;
         }
-        self.count -= 1;
-        true
     }
 
     /// Gives slots back. They must not be free already.
@@ -86,11 +88,15 @@ impl Slots {
         if let Some(book) = &self.book {
             (run.start..run.start + run.length).for_each(|slot| book.strike(slot));
         }
-        self.add(run);
+        for start in run.start..run.start + run.length {
+            if !self.early.remove(&start) {
+                self.add(Run { start, length: 1 });
+            }
+        }
     }
 
     /// Adds slots that have not been there before.
-    pub(super) fn add(&mut self, run: Run) {
+    fn add(&mut self, run: Run) {
         let Run { mut start, mut length } = run;
         self.count += length;
         if let Some((&before, &its)) = self.free.range(..start).next_back()
@@ -118,8 +124,8 @@ mod tests {
     #[test]
     fn runs_do_not_cross_segments() {
         let mut slots = Slots::new(4);
-        slots.give(Run { start: 4, length: 4 });
-        slots.give(Run { start: 0, length: 4 });
+        slots.add_segment(1);
+        slots.add_segment(0);
         let runs = slots.take(8).unwrap();
         assert!(runs.iter().all(|run| run.start / 4 == (run.start + run.length - 1) / 4), "{runs:?}");
         assert_eq!(slots.take(1), None);
@@ -127,28 +133,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_slot_is_given_twice_and_none_is_lost(steps in prop::collection::vec((any::<bool>(), 1u32..20), 1..60)) {
+        fn no_slot_is_given_twice_and_none_is_lost(
+            left in prop::collection::btree_set(0u32..64, 0..20),
+            steps in prop::collection::vec((any::<bool>(), 1u32..20), 1..60),
+        ) {
             let mut slots = Slots::new(16);
-            for segment in 0..4 {
-                slots.give(Run { start: segment * 16, length: 16 });
-            }
-            let mut held: Vec<u32> = Vec::new();
+            slots.early = left.clone();
+            let (mut held, mut missing): (Vec<u32>, _) = (left.into_iter().collect(), vec![2, 0, 3, 1]);
             for (take, count) in steps {
+                let there = |slot: &&u32| !missing.contains(&(**slot / 16));
                 if take {
+                    let free = 64 - missing.len() * 16 - held.iter().filter(there).count();
                     let runs = slots.take(count);
-                    prop_assert_eq!(runs.is_some(), count as usize + held.len() <= 64);
+                    prop_assert_eq!(runs.is_some(), count as usize <= free);
                     held.extend(runs.into_iter().flatten().flat_map(|run| run.start..run.start + run.length));
-                } else if let Some(slot) = (0..64).find(|slot| count % 5 == 0 && !held.contains(slot)) {
-                    prop_assert!(slots.take_this(slot) && !slots.take_this(slot));
-                    held.push(slot);
-                } else if let Some(slot) = held.pop() {
+                } else if count % 5 == 0 && !missing.is_empty() {
+                    slots.add_segment(missing.remove(count as usize % missing.len()));
+                } else if !held.is_empty() {
+                    let slot = held.swap_remove(count as usize % held.len());
                     slots.give(Run { start: slot, length: 1 });
                 }
                 let mut seen = held.clone();
                 seen.sort_unstable();
                 seen.dedup();
                 prop_assert_eq!(seen.len(), held.len());
-                prop_assert_eq!(slots.free() as usize + held.len(), 64);
+                let there = held.iter().filter(|slot| !missing.contains(&(**slot / 16))).count();
+                prop_assert_eq!(slots.free() as usize + there, 64 - missing.len() * 16);
             }
         }
     }

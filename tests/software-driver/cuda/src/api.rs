@@ -126,11 +126,18 @@ impl Drop for Inside<'_> {
 
 fn strike(name: &str, target: Option<c_int>) -> Outcome {
     let Ok(directory) = std::env::var(software_gpu::DIRECTORY_VARIABLE) else { return Ok(()) };
-    match faults::strike(directory.as_ref(), name, std::process::id() as i32, target) {
+    let strikes = || faults::strike(directory.as_ref(), name, std::process::id() as i32, target);
+    match strikes() {
         None => Ok(()),
         Some(Action::Error(code)) => Err(Error(code)),
         Some(Action::Delay(time)) => {
             std::thread::sleep(time);
+            Ok(())
+        }
+        Some(Action::Hold) => {
+            while strikes() == Some(Action::Hold) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             Ok(())
         }
         Some(Action::Hang) => loop {

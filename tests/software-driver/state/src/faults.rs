@@ -7,6 +7,7 @@
 //! cuCheckpointProcessLock delay=250 target=4711  # milliseconds, whenever process 4711 is locked
 //! cuMemUnmap error=1 after=3 times=1            # the fourth
 //! cuCheckpointProcessRestore hang
+//! cuMemHostRegister_v2 hold                      # waits as long as this line stands
 //! cuCheckpointProcessCheckpoint crash pid=99     # process 99 is killed as it makes the call
 //! cuCheckpointProcessCheckpoint kill-target      # the process that is checkpointed is killed
 //! ```
@@ -23,6 +24,8 @@ pub enum Action {
     Delay(Duration),
     /// It never returns.
     Hang,
+    /// It waits as long as the line stands.
+    Hold,
     /// The caller dies of `SIGKILL`.
     Crash,
     /// The process that the call is about dies of `SIGKILL` while the call is under way.
@@ -51,6 +54,7 @@ impl<'a> Fault<'a> {
                 "error" => fault.action = Action::Error(value.parse().ok()?),
                 "delay" => fault.action = Action::Delay(Duration::from_millis(value.parse().ok()?)),
                 "hang" => fault.action = Action::Hang,
+                "hold" => fault.action = Action::Hold,
                 "crash" => fault.action = Action::Crash,
                 "kill-target" => fault.action = Action::KillTarget,
                 "times" => fault.times = Some(value.parse().ok()?),
