@@ -90,6 +90,8 @@ pub struct MoveLog {
     pub free: Option<Bytes>,
     /// A part of the engine is out already, and stays out if this move is refused.
     pub out: bool,
+    /// What the engine is known to hold on each GPU before a swap-out, where nobody can measure it.
+    pub known: PerGpu,
     /// What this move is to a swap of another engine.
     pub switch: Switch,
     /// Phases in order, each with its time.
@@ -108,6 +110,7 @@ impl MoveLog {
             in_flight,
             free: None,
             out: false,
+            known: PerGpu::new(),
             switch: Switch::Alone,
             phases: SmallVec::new(),
             moved: None,

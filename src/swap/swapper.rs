@@ -53,6 +53,8 @@ pub struct Swapper {
     pub(super) resident: Footprint,
     /// What a whole swap-out was seen to leave.
     pub(super) out: Option<Footprint>,
+    /// What the last swap-out left on each GPU.
+    left: PerGpu,
 }
 
 /// A swap that did not happen, whatever was tried.
@@ -92,6 +94,7 @@ impl Swapper {
             gpus: deps.gpus.clone(),
             resident: Footprint::default(),
             out: None,
+            left: PerGpu::new(),
         }
     }
 
@@ -236,6 +239,7 @@ impl Swapper {
         log.switch = std::mem::take(&mut self.switch);
         if let Way::Out { in_flight, free } = way {
             (log.in_flight, log.free, log.out) = (in_flight, free, self.out_by.is_some());
+            log.known = if log.out { self.left.clone() } else { self.resident.gpu.clone() };
         }
         // The two mechanisms that end the engine's process on purpose are not watched for its end.
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
@@ -272,6 +276,7 @@ impl Swapper {
                 }
                 self.out_by = Some(at);
                 let left = self.out_footprint(kind, measured);
+                self.left = left.gpu.clone();
                 let phases = log.phases;
                 if partial {
                     let part = SwapMeasure { out: left, partial, ..self.measure() };

@@ -17,7 +17,7 @@ mod rest;
 
 pub use rest::ParkCheckpoint;
 
-use super::{Mechanism, MemoryProbe, MoveLog, SwapError, Switch, memory};
+use super::{Mechanism, MemoryProbe, MoveLog, PerGpu, SwapError, Switch, memory};
 use crate::engine::Engine;
 use crate::gpu::park::call::{Beside, Moved};
 use crate::gpu::park::why::why_not;
@@ -103,7 +103,9 @@ impl Park {
         let deadline = log.deadline.min(Instant::now() + LAG_LIMIT);
         let left = log.phase("release", memory::wait_until_free(&tree, &*self.gpus, most, deadline)).await;
         log.resident = before;
-        Ok(Footprint { gpu: left.unwrap_or_default(), pool: Bytes(moved.pool), ..Footprint::default() })
+        let left = left.filter(|left| log.free.is_none() || !memory::total(left).is_zero());
+        let left = left.unwrap_or_else(|| stays(&log.known, log.free, Bytes(moved.bytes)));
+        Ok(Footprint { gpu: left, pool: Bytes(moved.pool), ..Footprint::default() })
     }
 
     /// In; on return every process that went out is back.
@@ -203,6 +205,15 @@ impl Mechanism for Park {
     }
 }
 
+/// What stays on each GPU of what an engine is known to hold there, where nobody can measure it: all but what was to be
+/// freed on each, if so much has gone. Of a whole swap-out nothing is known to stay.
+fn stays(known: &[Bytes], free: Option<Bytes>, moved: Bytes) -> PerGpu {
+    let Some(free) = free else { return PerGpu::new() };
+    let gpus = known.iter().filter(|held| !held.is_zero()).count().max(1) as u64;
+    let freed = free.min(Bytes(moved.0 / gpus));
+    known.iter().map(|held| held.saturating_sub(freed)).collect()
+}
+
 fn is_shortage(error: &GpuError) -> bool {
     matches!(error, GpuError::Refused(refusal) if refusal.is_shortage())
 }
@@ -216,4 +227,22 @@ fn note(log: &mut MoveLog, moved: &Moved) {
     log.moved = Some(Bytes(moved.copied));
     log.phases
         .extend(moved.phases.iter().map(|(name, seconds)| (name.clone(), Duration::from_secs_f64(*seconds))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_can_measure_is_not_taken_for_free() {
+        let known = [Bytes::gib(40), Bytes(0), Bytes::gib(40)];
+        let left = |free, moved| stays(&known, free, Bytes::gib(moved)).to_vec();
+        assert_eq!(left(Some(Bytes::gib(10)), 21), [Bytes::gib(30), Bytes(0), Bytes::gib(30)]);
+        assert_eq!(
+            left(Some(Bytes::gib(10)), 8),
+            [Bytes::gib(36), Bytes(0), Bytes::gib(36)],
+            "less would go"
+        );
+        assert!(left(None, 80).is_empty());
+    }
 }
