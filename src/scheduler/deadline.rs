@@ -55,7 +55,7 @@ impl Scheduler {
             }
             at(idle_until(model));
             at(model.leaving.filter(|_| model.keeps_streams).map(|leaving| self.overdue_at(model, leaving)));
-            at(self.wanting.then_some(model.faults.spared_until));
+            at((self.wanting || self.ledger.is_over()).then_some(model.faults.spared_until));
             if demand.is_some() && model.state.can_come_in() {
                 at(Some(model.faults.not_before));
                 let needs = model.expected_in() + model.timing.longer_leases.min(self.bounds.end_margin);

@@ -196,8 +196,9 @@ impl Scheduler {
         let mut lack = self.ledger.over().minus(&line.freed);
         if !lack.is_zero() {
             let candidates = self.candidates(now, None, &lack, line);
-            // Host memory runs out for the whole job: some of what is missing is better than nothing.
-            lack.host = lack.host.min(candidates.iter().map(|candidate| candidate.frees.host).sum());
+            // Some of what is missing is better than nothing, and each resource is missed for itself.
+            let all = candidates.iter().fold(Footprint::default(), |sum, one| sum.plus(&one.frees));
+            lack = lack.minus(&lack.minus(&all));
             if let Choice::Go(victims) = choose(now, &lack, &candidates) {
                 line.take(&victims, &candidates, &lack, None);
             }

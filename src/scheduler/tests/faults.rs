@@ -1,7 +1,7 @@
 //! What goes wrong: reports that come too late, moves that are refused, memory that is not there.
 
 use super::{super::*, kit::*};
-use crate::units::Bytes;
+use crate::units::{Bytes, Footprint};
 
 #[test]
 fn a_late_report_of_a_loss_says_nothing_of_the_next_start() {
@@ -73,4 +73,30 @@ fn the_end_waits_for_paused_streams_that_are_on_their_way_back() {
     desk.tell(Event::Drain);
     desk.finish("b");
     assert_eq!(desk.scheduler.running(), 1);
+}
+
+#[test]
+fn over_the_capacity_what_can_go_goes_though_it_is_not_enough() {
+    let mut desk = Desk::with_gpus(2, vec![model("a", 30), model("b", 30).on(&[1]), model("c", 30)]);
+    desk.boot();
+    desk.request("b");
+    desk.request("c");
+    desk.transcript();
+    // On either GPU more is missing than idle engines hold: on the second one there is none.
+    let little = Footprint::on_gpus(&[0, 1], Bytes::gib(20)).with_host(Bytes::gib(400)).with_slots(2);
+    desk.tell(Event::Capacity { capacity: little });
+    assert_eq!(desk.transcript(), "out a");
+}
+
+#[test]
+fn over_the_capacity_one_that_refused_is_asked_again_though_nobody_waits() {
+    let mut desk = Desk::booted(vec![model("a", 60)]);
+    let little = Footprint::on_gpus(&[0], Bytes::gib(50)).with_host(Bytes::gib(400)).with_slots(2);
+    desk.tell(Event::Capacity { capacity: little });
+    assert_eq!(desk.transcript(), "out a");
+    desk.tell(Event::SwapOutFailed { model: desk.id("a"), fault: Desk::fault(true), lost: false });
+    desk.pass(4);
+    assert_eq!(desk.transcript(), "");
+    desk.pass(2);
+    assert_eq!(desk.transcript(), "out a");
 }
