@@ -37,6 +37,7 @@ def arguments():
     p.add_argument("--deaf", action="store_true", help="ignore TERM")
     p.add_argument("--daemon", action="store_true", help="leave a grandchild in a session of its own")
     p.add_argument("--shm", metavar="NAME", help="keep a file of this name in /dev/shm mapped; never remove it")
+    p.add_argument("--pins", type=int, default=0, help="MiB of host memory that its first sleep takes for good")
     p.add_argument("--sleeps", choices=["vllm", "sglang", "trtllm", "ollama"])
     p.add_argument("--memory")
     p.add_argument("--calls")
@@ -57,6 +58,7 @@ class State:
         self.loaded = True  # whether the weights are there, and not only their memory
         self.begun = time.monotonic()
         self.slept = False
+        self.pinned = b""
         self.answered = False
         self.lock = threading.Lock()
         self.write()
@@ -76,6 +78,8 @@ class State:
             self.awake.clear()
             self.loaded = keep_weights
         self.slept = True
+        if self.options.pins and not self.pinned:
+            self.pinned = b"x" * (self.options.pins << 20)
         self.write()
 
     def wake(self, tags):

@@ -191,3 +191,24 @@ async fn in_service_a_mechanism_has_two_strikes() {
     swapper.swap_in(&mut engine).await.expect("it is started again");
     engine.stop().await.expect("it can be stopped");
 }
+
+#[tokio::test]
+async fn what_a_sleeper_keeps_in_host_memory_counts_in_each_sleep() {
+    let lab = Lab::new();
+    let plan = sleeper(&lab, Preset::Vllm, "vllm", &["--enable-sleep-mode", "--pins", "64"]);
+    let mut engine = launched(&lab, plan).await;
+    let mut swapper = Swapper::new(
+        &engine.plan,
+        &Deps { gpus: lab.gpu(), server: None, parking: Err("no GPU".to_owned()) },
+    );
+    // The trial is its first sleep.
+    let trial = swapper.trial(&mut engine).await.expect("sleep passes");
+    assert_eq!(trial.chosen, MechanismKind::Sleep, "{:?}", swapper.crossed());
+    assert!(trial.measure.out.host >= Bytes::mib(64), "{}", trial.measure.out.host);
+    for _ in 0..2 {
+        let out = swapper.swap_out(&mut engine, 0, None).await.expect("it sleeps");
+        assert!(out.out.host >= Bytes::mib(64), "{}", out.out.host);
+        swapper.swap_in(&mut engine).await.expect("it wakes");
+    }
+    engine.stop().await.expect("it can be stopped");
+}

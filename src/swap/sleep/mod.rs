@@ -15,7 +15,7 @@ use crate::{
 use async_trait::async_trait;
 use http::Method;
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use table::{Check, Need, Recipe, Step};
@@ -30,16 +30,33 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 /// Puts engines to sleep by their own endpoints.
 pub struct Sleep {
     gpus: Arc<dyn MemoryProbe>,
+    /// The engine's process, and the most that a sleep of it was seen to copy to host memory: it keeps that memory when it
+    /// wakes, so the next sleep takes no more.
+    copied: Mutex<(Option<i32>, Bytes)>,
 }
 
 impl Sleep {
     /// Sees with `gpus` whether memory was really freed.
     pub fn new(gpus: Arc<dyn MemoryProbe>) -> Self {
-        Sleep { gpus }
+        Sleep { gpus, copied: Mutex::default() }
     }
 
     fn recipe(&self, engine: &Engine) -> Result<Recipe, SwapError> {
         table::recipe(&engine.plan).map_err(|reason| self.fault("sleep", reason, true))
+    }
+
+    /// Host memory the engine holds while asleep: a CPU engine's own, or what it copied there from the GPUs.
+    fn host(&self, engine: &Engine, before: Bytes) -> Bytes {
+        let now = engine.resident_pages();
+        if engine.plan.gpus == 0 {
+            return now;
+        }
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        if copied.0 != engine.pid() {
+            *copied = (engine.pid(), Bytes(0));
+        }
+        copied.1 = copied.1.max(now.saturating_sub(before));
+        copied.1
     }
 
     /// What the engine, which held `before`, holds on the GPUs once enough of it has been seen to be free.
@@ -87,7 +104,7 @@ impl Mechanism for Sleep {
         match slept.await {
             Ok(gpu) => Ok(Footprint {
                 gpu: gpu.unwrap_or_default(),
-                host: host(engine, pages),
+                host: self.host(engine, pages),
                 ..Footprint::default()
             }),
             Err(reason) => {
@@ -110,12 +127,6 @@ impl Mechanism for Sleep {
         let gpu = self.gpus.held(&engine.tree()).await.unwrap_or_default();
         Ok(Footprint { gpu, ..Footprint::default() })
     }
-}
-
-/// Host memory the engine holds while asleep: a CPU engine's own, or what it copied there from the GPUs.
-fn host(engine: &Engine, before: Bytes) -> Bytes {
-    let now = engine.resident_pages();
-    if engine.plan.gpus == 0 { now } else { now.saturating_sub(before) }
 }
 
 fn missing(engine: &Engine, need: &Need) -> Option<String> {
