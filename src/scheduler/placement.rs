@@ -125,10 +125,23 @@ impl Scheduler {
                     }
                 }
                 Choice::NotBefore(at) => self.gate = Some(self.gate.map_or(at, |gate| gate.min(at))),
+                // One on its way in can be closed for it when it is there: until then nobody passes.
+                Choice::Impossible if self.will_do(id, demand, &lack, &candidates) => {}
                 Choice::Impossible => return,
             }
         }
         line.promised = line.promised.plus(&need);
+    }
+
+    /// Whether the candidates and the engines that are on their way in would together make room for `id`.
+    fn will_do(&self, id: ModelId, demand: Demand, lack: &Footprint, candidates: &[Candidate]) -> bool {
+        let coming = self.models_by_id().filter(|(other, model)| {
+            let comes = matches!(model.state, State::Starting | State::SwappingIn);
+            comes && !model.pinned && *other != id && demand.urgency == Urgency::Awaited
+        });
+        let all = candidates.iter().fold(Footprint::default(), |sum, one| sum.plus(&one.frees));
+        let all = coming.fold(all, |sum, (_, model)| sum.plus(&model.resident.minus(&model.out)));
+        lack.within(&all)
     }
 
     /// Whether `id` may not begin for a reason other than room: an engine sizes itself on its GPUs, or it would be in the

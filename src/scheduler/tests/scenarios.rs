@@ -132,6 +132,27 @@ fn a_small_one_passes_where_it_delays_nobody() {
 }
 
 #[test]
+fn nobody_passes_one_that_waits_for_an_engine_on_its_way_in() {
+    let mut desk = Desk::booted(vec![model("big", 70), model("small", 20), model("first", 60)]);
+    let (big, small) = (desk.id("big"), desk.id("small"));
+    for model in [big, small, desk.id("first")] {
+        desk.tell(Event::AskOut { ask: 0, model });
+        desk.run_moves();
+    }
+    desk.transcript();
+    desk.request("first");
+    assert_eq!(desk.transcript(), "in first");
+    desk.pass(1);
+    desk.request("big");
+    desk.pass(1);
+    desk.request("small");
+    assert_eq!(desk.transcript(), "", "it would fit, and be in the way of the big one");
+    desk.finish("first");
+    assert_eq!(desk.transcript(), "dispatch 0 after 2s (2s)");
+    assert_eq!((desk.state("big"), desk.state("small")), (State::Out, State::Out));
+}
+
+#[test]
 fn a_refused_swap_out_spares_the_engine_and_another_goes() {
     let mut desk = Desk::booted(vec![model("a", 60), model("b", 40), model("c", 40)]);
     desk.request("a");
