@@ -84,6 +84,10 @@ impl Access {
     pub(crate) fn full(device: c_int) -> Self {
         Self { location: Location::device(device), flags: READ_WRITE }
     }
+
+    pub(crate) fn may_write(&self) -> bool {
+        self.flags == READ_WRITE
+    }
 }
 
 real_functions! {
@@ -100,6 +104,7 @@ real_functions! {
     cuEventCreate(out: *mut Handle, flags: c_uint);
     cuEventRecord(event: Handle, stream: Handle);
     cuEventSynchronize(event: Handle);
+    cuEventQuery(event: Handle);
     cuEventDestroy_v2(event: Handle);
     cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
     cuStreamGetCtx(stream: Handle, out: *mut Context);

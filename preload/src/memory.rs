@@ -74,12 +74,18 @@ pub(crate) fn on_device(bytes: usize, device: c_int) -> Result<u64, c_int> {
 }
 
 /// Has the driver allocate, which waits while the engine is out: the memory is not the engine's to take then.
-pub(crate) fn in_driver(allocate: impl FnOnce() -> c_int) -> c_int {
+pub(crate) fn in_driver(allocate: impl FnMut() -> c_int) -> c_int {
     let _inside = process::enabled().then(gate::pass);
-    allocate()
+    or_without_idle(allocate)
 }
 
-fn allocate(out: *mut u64, bytes: usize, otherwise: impl FnOnce() -> c_int) -> c_int {
+/// Has the driver allocate; if it has too little memory once more without what is kept for the next use.
+pub(crate) fn or_without_idle(mut allocate: impl FnMut() -> c_int) -> c_int {
+    let code = allocate();
+    if code == OUT_OF_MEMORY && pool::drop_idle() { allocate() } else { code }
+}
+
+fn allocate(out: *mut u64, bytes: usize, otherwise: impl FnMut() -> c_int) -> c_int {
     match in_chunks(bytes) {
         Some(Ok(address)) if !out.is_null() => {
             // SAFETY: not null, and the driver's contract has the caller pass room for an address.

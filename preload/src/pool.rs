@@ -1,20 +1,24 @@
 //! Stream-ordered allocations, from the device's pool and from pools that the engine makes.
 //!
-//! A freed region is kept, with an event on its stream, for the next allocation of its size, whose stream waits for the
-//! event. Kept regions are given back before the engine is parked, when memory runs out, and when the engine trims a
-//! pool. Allocations inside a stream capture, and those from a pool that can be exported or is of a limited size, stay
+//! A freed region is kept, with an event on its stream, for the next allocation of about its size, whose stream waits for
+//! the event. Kept regions are given back before the engine is parked, when memory runs out, when the engine trims a
+//! pool, and, once their last use is over, beyond what [`KEPT`] or a pool's release threshold allows. Allocations inside a stream capture, and those from a pool that can be exported or is of a limited size, stay
 //! with the driver.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::{self, Context, Handle, INVALID_HANDLE, Location, SUCCESS};
+use crate::driver::{self, Access, Context, Handle, INVALID_HANDLE, Location, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::memory;
 use crate::process;
 use crate::registry::{self, GRANULE, SMALLEST};
+
+/// Bytes that are kept on each device whatever the release threshold: a mapping costs more than the driver's own pools
+/// take for the same.
+const KEPT: usize = 256 << 20;
 
 /// A freed region.
 #[derive(Debug)]
@@ -41,14 +45,21 @@ pub struct PoolProperties {
 }
 
 static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
-/// The device of each pool from which parkable memory can be given out.
-static POOLS: Mutex<BTreeMap<usize, c_int>> = Mutex::new(BTreeMap::new());
+/// A pool from which parkable memory can be given out.
+#[derive(Debug, Clone, Copy)]
+struct Pool {
+    device: c_int,
+    /// Bytes that it may keep (`CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`).
+    threshold: usize,
+}
+
+static POOLS: Mutex<BTreeMap<usize, Pool>> = Mutex::new(BTreeMap::new());
 
 fn idle() -> MutexGuard<'static, Vec<Idle>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn pools() -> MutexGuard<'static, BTreeMap<usize, c_int>> {
+fn pools() -> MutexGuard<'static, BTreeMap<usize, Pool>> {
     POOLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -78,6 +89,36 @@ fn trim(device: c_int, keep: usize) {
     }
     drop(kept);
     give_back(&gone);
+}
+
+/// Gives back what is kept of a device beyond what may be, longest unused first, as far as its last use is over.
+fn give_surplus_back(device: c_int) {
+    let thresholds = pools().values().filter(|pool| pool.device == device).map(|pool| pool.threshold).max();
+    let most = thresholds.unwrap_or(0).max(KEPT);
+    let mut kept = idle();
+    let mut surplus = kept
+        .iter()
+        .filter(|region| region.device == device)
+        .map(|region| region.reserved)
+        .sum::<usize>()
+        .saturating_sub(most);
+    let over = |region: &mut Idle| {
+        let gone = surplus > 0 && region.device == device && region.is_over();
+        surplus = surplus.saturating_sub(if gone { region.reserved } else { 0 });
+        gone
+    };
+    let gone: Vec<Idle> = kept.extract_if(.., over).collect();
+    drop(kept);
+    give_back(&gone);
+}
+
+impl Idle {
+    /// Whether its last use is over.
+    fn is_over(&self) -> bool {
+        // SAFETY: the event is forgotten only when the region is.
+        let ask = || driver::apart_from_captures(|| unsafe { driver::cuEventQuery(self.event as Handle) });
+        driver::within(self.context as Context, ask) == Some(SUCCESS)
+    }
 }
 
 fn give_back(kept: &[Idle]) {
@@ -111,21 +152,29 @@ pub(crate) fn captured(stream: Handle) -> bool {
     code == SUCCESS && status != 0
 }
 
-/// A kept region of that size, ready for use in the stream.
+/// A kept region of that size or up to a quarter more, ready for use in the stream.
 fn again(bytes: usize, device: c_int, stream: Handle) -> Option<u64> {
     let reserved = bytes.next_multiple_of(GRANULE);
     let mut kept = idle();
-    let fits = |region: &Idle| region.reserved == reserved && region.device == device;
-    let at = kept.iter().position(|region| fits(region) && region.stream == stream as usize);
-    let at = at.or_else(|| kept.iter().position(fits))?;
+    let fits = |region: &Idle| {
+        region.device == device && (reserved..=reserved + reserved / 4).contains(&region.reserved)
+    };
+    let (at, _) = kept
+        .iter()
+        .enumerate()
+        .filter(|(_, region)| fits(region))
+        .min_by_key(|(_, region)| (region.reserved, region.stream != stream as usize))?;
     let region = &kept[at];
     // Also in what seems to be the same stream: threads' own ones share a handle, and a handle may be a new stream's.
     // SAFETY: the event was recorded when the region was freed.
     let code = unsafe { driver::cuStreamWaitEvent(stream, region.event as Handle, 0) };
     (code == SUCCESS).then_some(())?;
-    let region = kept.swap_remove(at);
+    let region = kept.remove(at);
     // SAFETY: as above; the driver keeps what a stream still waits for.
-    unsafe { driver::cuEventDestroy_v2(region.event as Handle) };
+    driver::within(region.context as Context, || unsafe {
+        driver::cuEventDestroy_v2(region.event as Handle)
+    });
+    registry::lock().resize(region.address, bytes);
     Some(region.address)
 }
 
@@ -142,7 +191,7 @@ impl From {
     fn device(self) -> Option<c_int> {
         match self {
             Self::Device => driver::current_device(),
-            Self::Pool(pool) => pools().get(&(pool as usize)).copied(),
+            Self::Pool(pool) => pools().get(&(pool as usize)).map(|pool| pool.device),
         }
     }
 }
@@ -152,16 +201,16 @@ fn allocate(
     bytes: usize,
     from: From,
     stream: Handle,
-    otherwise: impl FnOnce() -> c_int,
+    mut otherwise: impl FnMut() -> c_int,
 ) -> c_int {
     if !process::enabled() {
         return otherwise();
     }
     let _inside = gate::pass();
     if bytes < SMALLEST || out.is_null() || captured(stream) {
-        return otherwise();
+        return memory::or_without_idle(otherwise);
     }
-    let Some(device) = from.device() else { return otherwise() };
+    let Some(device) = from.device() else { return memory::or_without_idle(otherwise) };
     match again(bytes, device, stream).map_or_else(|| memory::on_device(bytes, device), Ok) {
         Ok(address) => {
             // SAFETY: not null, and the driver's contract has the caller pass room for an address.
@@ -176,7 +225,7 @@ fn allocate(
 fn note_pool(code: c_int, pool: *const Handle, device: c_int) -> c_int {
     if code == SUCCESS && process::enabled() && !pool.is_null() && driver::can_back(device) {
         // SAFETY: not null, and the driver has written it.
-        pools().insert(unsafe { *pool } as usize, device);
+        pools().entry(unsafe { *pool } as usize).or_insert(Pool { device, threshold: 0 });
     }
     code
 }
@@ -219,6 +268,7 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
             event: event as usize,
             context: context as usize,
         });
+        give_surplus_back(region.device);
     }
     code
 }
@@ -279,6 +329,35 @@ hooks! {
     fn cuDeviceGetDefaultMemPool(out: *mut Handle, device: c_int) {
         // SAFETY: the caller's own arguments.
         note_pool(unsafe { real::cuDeviceGetDefaultMemPool(out, device) }, out, device)
+    }
+
+    fn cuMemPoolSetAttribute(pool: Handle, attribute: c_int, value: *mut c_void) {
+        /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
+        const RELEASE_THRESHOLD: c_int = 4;
+        // SAFETY: the caller's own arguments.
+        let code = unsafe { real::cuMemPoolSetAttribute(pool, attribute, value) };
+        if code == SUCCESS
+            && attribute == RELEASE_THRESHOLD
+            && let Some(pool) = pools().get_mut(&(pool as usize))
+        {
+            // SAFETY: the driver's contract: 64 bits for this attribute, which it has read.
+            pool.threshold = usize::try_from(unsafe { value.cast::<u64>().read() }).unwrap_or(usize::MAX);
+        }
+        code
+    }
+
+    fn cuMemPoolSetAccess(pool: Handle, access: *const Access, count: usize) {
+        let _inside = process::enabled().then(gate::pass);
+        // SAFETY: the caller's own arguments.
+        let code = unsafe { real::cuMemPoolSetAccess(pool, access, count) };
+        let whose = From::Pool(pool).device().filter(|_| code == SUCCESS && process::enabled() && !access.is_null());
+        let Some(whose) = whose else { return code };
+        // SAFETY: the driver's contract has the caller pass `count` of them, which it has read.
+        let access = unsafe { std::slice::from_raw_parts(access, count) };
+        // What a pool gives out lies among the device's other memory. An access that is taken back does no harm.
+        let reaching = access.iter().filter(|it| it.location.is_device() && it.may_write());
+        let reached = reaching.map(|it| it.location.id).try_for_each(|who| registry::lock().let_reach(who, whose));
+        reached.err().unwrap_or(SUCCESS)
     }
 
     fn cuMemPoolTrimTo(pool: Handle, keep: usize) {

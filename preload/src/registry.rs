@@ -211,6 +211,13 @@ impl Registry {
         Ok(())
     }
 
+    /// A region is used anew, for that many bytes.
+    pub(crate) fn resize(&mut self, address: u64, bytes: usize) {
+        if let Some(region) = self.regions.get_mut(&address) {
+            region.bytes = bytes;
+        }
+    }
+
     /// The region that an address lies in, with its beginning.
     pub(crate) fn region_at(&self, address: u64) -> Option<(u64, Region)> {
         let (&start, &region) = self.regions.range(..=address).next_back()?;

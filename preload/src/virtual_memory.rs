@@ -67,7 +67,7 @@ hooks! {
         let _inside = process::enabled().then(gate::pass);
         let Some(wanted) = wanted.filter(parkable).filter(|_| process::enabled() && !out.is_null()) else {
             // SAFETY: the caller's own arguments.
-            return unsafe { real::cuMemCreate(out, bytes, properties, flags) };
+            return memory::or_without_idle(|| unsafe { real::cuMemCreate(out, bytes, properties, flags) });
         };
         let mut created = registry::lock().create(bytes, *wanted, 1);
         if created == Err(OUT_OF_MEMORY) && pool::drop_idle() {

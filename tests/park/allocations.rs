@@ -157,8 +157,8 @@ async fn memory_that_other_devices_reach_stays() {
 
 #[tokio::test]
 async fn gpus_reach_each_others_memory_after_a_swap_as_before() {
-    // On a real machine this wants two GPUs.
-    let Some(bench) = Bench::software(2) else { return };
+    // On a real machine this wants three GPUs.
+    let Some(bench) = Bench::software(3) else { return };
     let garage = Garage::new(bench, 256);
     let engine = garage.engine(&["--weights", "2MiB"]).await;
     let before = number(&engine, json!({"do": "alloc", "bytes": 2 * MIB}), "address");
@@ -166,11 +166,16 @@ async fn gpus_reach_each_others_memory_after_a_swap_as_before() {
         number(&engine, json!({"do": "reach", "address": address, "gpu": gpu}), "flags")
     };
     assert_eq!((reach(before, 0), reach(before, 1)), (3, 0));
+    // By a pool's access …
+    let pool = number(&engine, json!({"do": "default-pool"}), "pool");
+    step(&engine, json!({"do": "pool-access", "pool": pool, "gpu": 2}));
+    assert_eq!((reach(before, 1), reach(before, 2)), (0, 3));
+    // … or all of a GPU's.
     step(&engine, json!({"do": "peer"}));
     let after = number(&engine, json!({"do": "alloc", "bytes": 2 * MIB}), "address");
     for _ in 0..2 {
         for address in [before, after] {
-            assert_eq!((reach(address, 0), reach(address, 1)), (3, 3));
+            assert_eq!([0, 1, 2].map(|gpu| reach(address, gpu)), [3, 3, 3]);
         }
         round_trip(&garage, &engine, &[]).await;
     }
@@ -231,6 +236,35 @@ async fn trimming_a_pool_gives_kept_memory_back() {
     garage.back(&engine).await;
     assert_eq!(garage.free().await, resident);
     engine.check();
+}
+
+#[tokio::test]
+async fn of_what_is_freed_in_streams_little_is_kept_unless_the_engine_says_so() {
+    let Some(bench) = Bench::software(1) else { return };
+    let garage = Garage::new(bench, 256);
+    let engine = garage.engine(&["--weights", "2MiB"]).await;
+    let resident = garage.free().await;
+    let ordered =
+        |mib: u64| number(&engine, json!({"do": "alloc", "kind": "async", "bytes": mib * MIB}), "address");
+    let free = |address: u64| step(&engine, json!({"do": "free-async", "address": address}));
+    // What is a little larger serves as well, and is then as large as was asked for.
+    let first = ordered(10);
+    free(first);
+    assert_eq!(ordered(9), first);
+    assert_eq!(number(&engine, json!({"do": "range", "address": first}), "bytes"), 9 * MIB);
+    free(first);
+    assert_ne!(ordered(4), first);
+    // Each of another size.
+    for at in 1..30 {
+        free(ordered(2 * at));
+    }
+    assert!(garage.free().await >= resident - (256 + 4) * MIB);
+    let pool = number(&engine, json!({"do": "default-pool"}), "pool");
+    step(&engine, json!({"do": "threshold", "pool": pool, "bytes": 900 * MIB}));
+    free(ordered(900));
+    assert!(garage.free().await <= resident - 900 * MIB);
+    // The driver's own allocations can have it too.
+    step(&engine, json!({"do": "alloc", "kind": "managed", "bytes": 900 * MIB}));
 }
 
 #[tokio::test]

@@ -25,6 +25,8 @@ macro_rules! driver_functions {
             cuDeviceGetDefaultMemPool(*mut *mut c_void, c_int);
             cuMemPoolCreate(*mut *mut c_void, *const PoolProperties);
             cuMemPoolTrimTo(*mut c_void, usize);
+            cuMemPoolSetAttribute(*mut c_void, c_int, *mut c_void);
+            cuMemPoolSetAccess(*mut c_void, *const Access, usize);
             cuMemsetD8_v2(u64, u8, usize);
             cuMemsetD32_v2(u64, c_uint, usize);
             cuMemHostAlloc(*mut *mut c_void, usize, c_uint);

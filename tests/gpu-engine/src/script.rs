@@ -208,6 +208,18 @@ impl Script {
                 cuda_call!(cuda, cuDeviceGetDefaultMemPool(&raw mut pool, number("gpu") as i32))?;
                 Ok(json!({"pool": pool as u64}))
             }
+            "threshold" => {
+                /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
+                const RELEASE_THRESHOLD: i32 = 4;
+                let mut bytes = number("bytes");
+                let (pool, value) = (number("pool") as *mut c_void, (&raw mut bytes).cast());
+                cuda_call!(cuda, cuMemPoolSetAttribute(pool, RELEASE_THRESHOLD, value)).map(|()| Value::Null)
+            }
+            "pool-access" => {
+                let location = Location { kind: 1, id: number("gpu") as i32 };
+                let (pool, access) = (number("pool") as *mut c_void, Access { location, flags: 3 });
+                cuda_call!(cuda, cuMemPoolSetAccess(pool, &raw const access, 1)).map(|()| Value::Null)
+            }
             "trim" => {
                 cuda_call!(cuda, cuMemPoolTrimTo(number("pool") as *mut c_void, bytes)).map(|()| Value::Null)
             }

@@ -47,5 +47,15 @@ driver_api! {
 
     gated fn cuMemPoolDestroy(pool: Handle) { known(pool) }
 
+    gated fn cuMemPoolSetAttribute(pool: Handle, _attribute: c_int, value: *mut c_void) {
+        known(pool)?;
+        if value.is_null() { Err(Error::INVALID_VALUE) } else { Ok(()) }
+    }
+
+    gated fn cuMemPoolSetAccess(pool: Handle, access: *const c_void, _count: usize) {
+        known(pool)?;
+        if access.is_null() { Err(Error::INVALID_VALUE) } else { Ok(()) }
+    }
+
     gated fn cuMemPoolTrimTo(pool: Handle, _keep: usize) { known(pool) }
 }
