@@ -366,7 +366,7 @@ impl State {
                 Order::Warm => Event::Warmed { model },
                 Order::Prepare | Order::Proceed | Order::Start => Event::StartFailed { model, fault },
                 Order::Stop => Event::Stopped { model },
-                Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true },
+                Order::SwapOut { .. } => Event::SwapOutFailed { model, fault, lost: true, mechanism: None },
                 Order::SwapIn { .. } => Event::SwapInFailed { model, fault, lost: true },
             });
         }

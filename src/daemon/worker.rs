@@ -150,7 +150,9 @@ impl Worker {
                     Err(fault) => {
                         let (fault, lost) = told(fault);
                         let note = fault.detail.clone();
-                        self.report(Event::SwapOutFailed { model, fault, lost }, Stage::Ready, &note);
+                        let mechanism = self.swapper.current();
+                        let event = Event::SwapOutFailed { model, fault, lost, mechanism };
+                        self.report(event, Stage::Ready, &note);
                     }
                 }
             }

@@ -32,7 +32,14 @@ pub enum Event {
     /// A swap-out is done; the resources beyond `measure.out` are free, and have been seen to be.
     SwappedOut { model: ModelId, measure: SwapMeasure },
     /// A swap-out was refused or failed. `lost`: the engine is gone; else it is as before: resident, or out in part.
-    SwapOutFailed { model: ModelId, fault: EngineFault, lost: bool },
+    /// `mechanism`: what is used from now on, since this one may have been crossed out.
+    SwapOutFailed {
+        model: ModelId,
+        fault: EngineFault,
+        lost: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mechanism: Option<MechanismKind>,
+    },
     /// A swap-in is done; the engine answers.
     SwappedIn { model: ModelId, measure: SwapMeasure },
     /// A swap-in failed. `lost`: the engine is gone and its resources free; else it is out as before.

@@ -10,7 +10,7 @@ use super::{
     model::{Leaving, Why},
     state::State,
 };
-use crate::units::{Footprint, ModelId, Moment};
+use crate::units::{Footprint, MechanismKind, ModelId, Moment};
 use std::time::Duration;
 
 /// How long an engine whose swap-out was refused is spared, the first time; doubled each time up to the second.
@@ -70,6 +70,14 @@ impl Scheduler {
         model.answer_asks_out(Ok(()), fx);
         self.redeem(id, false);
         self.settle(now, fx);
+    }
+
+    /// A refusal has left one on another rung of its ladder: whether its streams survive a swap goes by that.
+    pub(super) fn use_mechanism(&mut self, id: ModelId, mechanism: Option<MechanismKind>) {
+        let model = &mut self.models[id.index()];
+        if let Some(kind) = mechanism.filter(|_| model.state == State::SwappingOut) {
+            (model.mechanism, model.keeps_streams) = (mechanism, kind.keeps_streams());
+        }
     }
 
     /// A swap-out was refused: the engine is resident as before, or out as far as it was, and is spared for a while.

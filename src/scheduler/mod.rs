@@ -151,14 +151,15 @@ impl Scheduler {
             Event::Answered { model } => self.answered(model, now, effects),
             Event::StartFailed { model, fault } => self.start_failed(model, fault, now, effects),
             Event::SwappedOut { model, measure } => self.went_out(model, &measure, now, effects),
-            Event::SwapOutFailed { model, fault, lost: false } => {
+            Event::SwapOutFailed { model, fault, lost: false, mechanism } => {
+                self.use_mechanism(model, mechanism);
                 self.refused_to_go(model, fault, now, effects)
             }
             Event::SwapInFailed { model, fault, lost: false } => {
                 self.stayed_out(model, fault, false, now, effects);
             }
             Event::FoundNoRoom { model, fault } => self.stayed_out(model, fault, true, now, effects),
-            Event::SwapOutFailed { model, fault, lost: true } => {
+            Event::SwapOutFailed { model, fault, lost: true, .. } => {
                 self.lost_in(State::SwappingOut, model, fault, now, effects);
             }
             Event::SwapInFailed { model, fault, lost: true } => {

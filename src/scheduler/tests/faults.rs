@@ -1,7 +1,7 @@
 //! What goes wrong: reports that come too late, moves that are refused, memory that is not there.
 
 use super::{super::*, kit::*};
-use crate::units::{Bytes, Footprint};
+use crate::units::{Bytes, Footprint, MechanismKind};
 
 #[test]
 fn a_late_report_of_a_loss_says_nothing_of_the_next_start() {
@@ -12,7 +12,7 @@ fn a_late_report_of_a_loss_says_nothing_of_the_next_start() {
     desk.tell(Event::EngineDied { model, fault: Desk::fault(true) });
     desk.pass(2);
     assert_eq!(desk.state("b"), State::Starting);
-    desk.tell(Event::SwapOutFailed { model, fault: Desk::fault(true), lost: true });
+    desk.tell(Event::SwapOutFailed { model, fault: Desk::fault(true), lost: true, mechanism: None });
     desk.tell(Event::SwapInFailed { model, fault: Desk::fault(true), lost: true });
     assert_eq!(desk.state("b"), State::Starting);
 }
@@ -51,7 +51,7 @@ fn one_that_is_out_in_part_and_frees_no_more_is_out_as_far_as_it_was() {
     desk.request("b");
     assert!(desk.transcript().contains("out c"), "a is busy");
     let request = desk.request("c");
-    desk.tell(Event::SwapOutFailed { model: c, fault: Desk::fault(true), lost: false });
+    desk.tell(Event::SwapOutFailed { model: c, fault: Desk::fault(true), lost: false, mechanism: None });
     assert_eq!(desk.state("c"), State::Out);
     assert_eq!(desk.scheduler.model(c).held.on_gpu(0), Bytes::gib(35));
     let told = desk.transcript();
@@ -94,9 +94,29 @@ fn over_the_capacity_one_that_refused_is_asked_again_though_nobody_waits() {
     let little = Footprint::on_gpus(&[0], Bytes::gib(50)).with_host(Bytes::gib(400)).with_slots(2);
     desk.tell(Event::Capacity { capacity: little });
     assert_eq!(desk.transcript(), "out a");
-    desk.tell(Event::SwapOutFailed { model: desk.id("a"), fault: Desk::fault(true), lost: false });
+    desk.tell(Event::SwapOutFailed {
+        model: desk.id("a"),
+        fault: Desk::fault(true),
+        lost: false,
+        mechanism: None,
+    });
     desk.pass(4);
     assert_eq!(desk.transcript(), "");
     desk.pass(2);
     assert_eq!(desk.transcript(), "out a");
+}
+
+#[test]
+fn after_a_fall_down_the_ladder_streams_that_it_would_cut_are_drained() {
+    let mut desk = Desk::booted(vec![model("a", 60), model("b", 60).keeping_streams()]);
+    let running = desk.request("b");
+    desk.request("a");
+    desk.pass(51);
+    assert_eq!(desk.transcript(), "dispatch 0 after 0s (0s)\nout b with 1");
+    let (model, mechanism) = (desk.id("b"), Some(MechanismKind::Restart));
+    desk.tell(Event::SwapOutFailed { model, fault: Desk::fault(true), lost: false, mechanism });
+    desk.pass(200);
+    assert_eq!(desk.transcript(), "", "it is drained");
+    desk.release(running);
+    assert_eq!(desk.transcript(), "out b");
 }

@@ -158,7 +158,7 @@ fn a_refused_swap_out_spares_the_engine_and_another_goes() {
     desk.request("a");
     assert_eq!(desk.transcript(), "out b\nout c");
     let (b, c) = (desk.id("b"), desk.id("c"));
-    desk.tell(Event::SwapOutFailed { model: b, fault: Desk::fault(true), lost: false });
+    desk.tell(Event::SwapOutFailed { model: b, fault: Desk::fault(true), lost: false, mechanism: None });
     assert_eq!((desk.transcript().as_str(), desk.state("b")), ("", State::Resident));
     desk.tell(Event::SwappedOut { model: c, measure: desk.measure(c) });
     assert_eq!(desk.transcript(), "");
@@ -755,7 +755,7 @@ fn who_came_early_for_nothing_is_out_as_before_and_waits_for_room() {
     let (a, b) = (desk.id("a"), desk.id("b"));
     desk.request("a");
     desk.transcript();
-    desk.tell(Event::SwapOutFailed { model: b, fault: Desk::fault(true), lost: false });
+    desk.tell(Event::SwapOutFailed { model: b, fault: Desk::fault(true), lost: false, mechanism: None });
     assert_eq!((desk.state("a"), desk.state("b")), (State::SwappingIn, State::Resident));
     desk.tell(Event::SwapInFailed { model: a, fault: Desk::fault(true), lost: false });
     assert_eq!((desk.state("a"), desk.scheduler.view(a).failures), (State::Out, 0), "it is not its fault");

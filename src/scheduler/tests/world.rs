@@ -386,7 +386,7 @@ impl World {
                 engine.up = !engine.again;
                 let resident = self.scheduler.view(model).resident;
                 engine.holds = if engine.again { engine.left.clone() } else { resident };
-                Event::SwapOutFailed { model, fault: fault(retry), lost: false }
+                Event::SwapOutFailed { model, fault: fault(retry), lost: false, mechanism: None }
             }
             (Move::In | Move::Out, Outcome::Lost { retry }) => {
                 engine.end();
@@ -394,7 +394,7 @@ impl World {
                 if moving == Move::In {
                     Event::SwapInFailed { model, fault: fault(retry), lost }
                 } else {
-                    Event::SwapOutFailed { model, fault: fault(retry), lost }
+                    Event::SwapOutFailed { model, fault: fault(retry), lost, mechanism: None }
                 }
             }
         };
