@@ -141,6 +141,10 @@ fn a_config_for_another_machine_is_simulated_but_not_valid_here() {
         value["start_s"].as_f64().unwrap() < value["start_with_nothing_ahead_s"].as_f64().unwrap(),
         "{value}"
     );
+    // What a run on such a machine would refuse is refused here.
+    fs::write(&file, text.replace("[models.judge]", "swap = \"checkpoint\"\n[models.judge]")).unwrap();
+    let little = ["simulate", "--gpus", "1", "--gpu-memory", "80GiB", "--host-memory", "16GiB"];
+    swapserve(&little).args(config).assert().code(75).stderr(contains("chat").and(contains("--host-memory")));
 }
 
 #[test]

@@ -30,11 +30,11 @@ pub(super) fn execute(args: &SimulateArgs, globals: &Globals) -> Outcome {
     if let Some(journal) = &args.replay {
         return replay(journal, globals);
     }
-    let plan = config::load(
+    let mut plan = config::load(
         &args.config.config,
         &config::Context { elsewhere: true, ..config::Context::default() },
     )?;
-    let setup = setup(&plan, args);
+    let setup = setup(&mut plan, args)?;
     let calls = match &args.trace {
         Some(path) => sim::read(open(path)?, |name| plan.find(name)).map_err(|error| failed(path, error))?,
         None => sim::generate(args.seed, plan.models.len(), &shape(args)),
@@ -69,7 +69,7 @@ fn shape(args: &SimulateArgs) -> sim::Shape {
 }
 
 /// The same way to the scheduler's setup as in a run, with the job as the arguments say it is.
-fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
+fn setup(plan: &mut Plan, args: &SimulateArgs) -> Result<Setup, Error> {
     let most = plan.models.iter().map(|model| model.gpus as usize).max().unwrap_or(0);
     let totals = vec![Bytes(args.gpu_memory.as_u64()); args.gpus.map_or(most, usize::from)];
     let mut resources = Resources {
@@ -81,9 +81,14 @@ fn setup(plan: &Plan, args: &SimulateArgs) -> Setup {
     };
     resources.pool = host_plan::pool(plan, &resources);
     let capacity = specs::capacity(plan, &resources);
+    host_plan::keep_within_host(plan, &capacity).map_err(|error| {
+        Error::new(Exit::TryAgain, error.to_string())
+            .remedy("more --host-memory, or \"restart\" in its swap list")
+    })?;
     let gpus = specs::assign_gpus(plan, &totals);
+    specs::leave_nothing_where_it_adds_up(plan, &gpus, &capacity);
     let models = specs::specs(plan, &gpus, &starts(plan), &capacity);
-    Setup { models, ceiling: capacity.clone(), capacity, bounds: Bounds::from(&plan.scheduler) }
+    Ok(Setup { models, ceiling: capacity.clone(), capacity, bounds: Bounds::from(&plan.scheduler) })
 }
 
 /// Weights as they lie here, or most of what a GPU engine takes.

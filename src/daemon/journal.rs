@@ -3,7 +3,7 @@
 //!
 //! A journal replays ([`crate::sim::replay`]): the events give the same effects. Lines are written by
 //! a thread of their own, so that a slow file system never delays a request; when that thread falls [`BACKLOG`] lines
-//! behind, the journal ends with a line that says so rather than growing without bound.
+//! behind, the journal ends there, and the log says so, rather than growing without bound.
 
 use crate::{
     scheduler::{Effect, Event, Setup},
