@@ -1,7 +1,7 @@
 //! Other people's memory on a shared GPU: the ledger's capacity follows what is really there for this run.
 //!
 //! What a GPU has for us is what NVML calls free and what our own processes hold, while none of them moves. A stranger
-//! who comes makes it less, one who goes makes it more. NVML can lag behind a swap, and the two questions are not asked
+//! who comes makes it less, one who goes makes it more; a process of ours that nobody can end counts as a stranger. NVML can lag behind a swap, and the two questions are not asked
 //! at one moment: so a change counts when two looks in a row agree on it.
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     gpu::{GpuClient, launch::SERVER_VERB},
-    process::{ProcFs, Tree},
+    process::{self, ProcFs, Tree},
     units::{Bytes, Footprint},
 };
 use std::{collections::HashSet, rc::Rc, time::Duration};
@@ -68,7 +68,8 @@ async fn ours_and_free(client: &GpuClient, gpus: usize) -> Option<Vec<Bytes>> {
     Some(sums)
 }
 
-/// Every process of this run but the gpu server, whose contexts no engine can have. One pass over `/proc`.
+/// Every process of this run that an engine's memory can be with: not the gpu server, whose contexts no engine can have,
+/// nor what hangs in the kernel after its engine was ended, whose memory no other engine can have. One pass over `/proc`.
 fn below_us() -> HashSet<i32> {
     let proc = ProcFs::default();
     let Some(own) = proc.stat(std::process::id().cast_signed()) else { return HashSet::new() };
@@ -78,5 +79,21 @@ fn below_us() -> HashSet<i32> {
         words.split(|byte| *byte == 0).nth(1) == Some(SERVER_VERB.as_bytes())
     };
     let engines = members.into_iter().filter(|stat| stat.ppid != own.id.pid || !server(stat.id.pid));
-    engines.map(|stat| stat.id.pid).collect()
+    engines.filter(|stat| !process::hangs(stat.id)).map(|stat| stat.id.pid).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_in_the_kernel_is_not_ours_any_more() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let stat = ProcFs::default().stat(child.id().cast_signed()).unwrap();
+        assert!(below_us().contains(&stat.id.pid));
+        process::pretend(stat.id);
+        assert!(!below_us().contains(&stat.id.pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -15,6 +15,7 @@
 //! * [`janitor`]: tidies up where Slurm has killed everybody at once.
 //! * [`SharedFiles`]: what a tree made in `/dev/shm`, which no process's end removes.
 //! * [`stop`]: TERM, grace, KILL, to the whole tree, until a new look at `/proc` finds nobody.
+//! * [`hangs`]: who was killed in vain; what such a process holds is no engine's any more.
 //!
 //! What a stranger may touch: [`Launch`] for what a child is given; the others for how it lives.
 //! Nothing in this room knows what an engine is.
@@ -23,6 +24,7 @@ mod child;
 mod doctor;
 mod escape;
 mod handle;
+mod hung;
 pub mod janitor;
 mod launch;
 mod limits;
@@ -39,6 +41,9 @@ pub use child::Child;
 pub use doctor::doctor;
 pub use escape::out_of_the_tree;
 pub use handle::Handle;
+pub use hung::hangs;
+#[cfg(test)]
+pub(crate) use hung::pretend;
 pub use janitor::start_janitor;
 pub use launch::{Group, Launch, Output, Stdin};
 pub use limits::{dump_no_core, raise_open_files};

@@ -25,6 +25,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
 use super::handle::Handle;
+use super::hung;
 use super::stat::{ProcId, Stat};
 use super::tree::Tree;
 
@@ -102,6 +103,7 @@ pub async fn stop(tree: &mut Tree, grace: Duration) -> io::Result<StopReport> {
             break;
         }
         if Instant::now() >= last {
+            members.iter().for_each(|stat| hung::note(stat.id));
             report.survivors = members;
             return Ok(report);
         }
