@@ -68,15 +68,17 @@ impl Park {
 
     /// Out, all of it or `free` bytes on each GPU, the engine's processes together.
     async fn take_out(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        let tree = log.phase("find", async { engine.tree() }).await;
+        // Before anything goes: what is asked while memory leaves is no measure of what the engine needs.
+        let found = async {
+            let tree = engine.tree();
+            let before = self.gpus.held(&tree).await;
+            (tree, before)
+        };
+        let (tree, before) = log.phase("find", found).await;
         let (pids, limit) = (pids(&tree), log.left());
         let wanted = log.free.map(|bytes| bytes.0);
         let number = if let Switch::Gives(number) = log.switch { number } else { 0 };
-        // The first bytes go when every block has been digested; NVML has answered by then.
-        let (before, outcome) = tokio::join!(
-            self.gpus.held(&tree),
-            self.gpu.park_out_as(number, pids.clone(), wanted, REST_LIMIT.min(limit), limit)
-        );
+        let outcome = self.gpu.park_out_as(number, pids.clone(), wanted, REST_LIMIT.min(limit), limit).await;
         let moved = match outcome {
             Ok(moved) if moved.processes > 0 => moved,
             Ok(_) => {
