@@ -5,6 +5,7 @@
 
 mod gpu_bench;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +16,17 @@ use software_gpu::record::State;
 use swapserve::config::{self, ModelPlan, Preset};
 use swapserve::engine::{Cookie, Engine, EngineEnv};
 use swapserve::gpu::GpuClient;
+use swapserve::gpu::park::call::ParkedProcess;
+use swapserve::gpu::park::setup::ParkSetup;
 use swapserve::swap::checkpoint::Checkpoint;
+use swapserve::swap::park::{Park, ParkCheckpoint};
 use swapserve::swap::{Deps, Mechanism, MoveLog, SwapError, Swapper};
 use swapserve::units::{Bytes, Footprint, MechanismKind};
 
 /// An engine under test, its mechanism and its gpu server.
 struct Case {
     engine: Engine,
-    mechanism: Checkpoint,
+    mechanism: Arc<dyn Mechanism>,
     server: GpuClient,
     _directory: tempfile::TempDir,
 }
@@ -41,6 +45,17 @@ impl Case {
         config: &str,
         adapt: impl FnOnce(&mut ModelPlan),
     ) -> Self {
+        Self::start_in(bench, server, arguments, config, adapt, &[]).await
+    }
+
+    async fn start_in(
+        bench: &Bench,
+        server: GpuClient,
+        arguments: &[&str],
+        config: &str,
+        adapt: impl FnOnce(&mut ModelPlan),
+        environment: &[(OsString, OsString)],
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let program = Bench::engine_program();
         let mut command = vec![program.display().to_string()];
@@ -52,7 +67,8 @@ impl Case {
         let mut plan = plan.models[0].clone();
         adapt(&mut plan);
         let inherited = std::env::vars_os()
-            .chain(bench.environment().into_iter().map(|(name, value)| (name.into(), value.into())));
+            .chain(bench.environment().into_iter().map(|(name, value)| (name.into(), value.into())))
+            .chain(environment.iter().cloned());
         let env = EngineEnv {
             spawner: spawner(),
             run_dir: directory.path().to_owned(),
@@ -69,7 +85,40 @@ impl Case {
         };
         let mut engine = Engine::new(Arc::new(plan), env);
         engine.launch(&|_| {}).await.expect("the engine starts");
-        Self { engine, mechanism: Checkpoint::new(server.clone()), server, _directory: directory }
+        let mechanism = Arc::new(Checkpoint::new(server.clone()));
+        Self { engine, mechanism, server, _directory: directory }
+    }
+
+    /// An engine with the preload library and a gpu server with a pool, and `park+checkpoint`.
+    async fn start_parkable(bench: &Bench, arguments: &[&str], config: &str) -> Self {
+        let setup = ParkSetup::new(512 << 20, None).expect("a pool can be set up");
+        let mut command = bench.server_command();
+        command.park = Some(setup.clone());
+        let server = GpuClient::start(spawner(), command);
+        let preload = ("LD_PRELOAD".into(), Bench::preload_library().into_os_string());
+        let more = [preload, setup.engine_environment()];
+        let mut case = Self::start_in(bench, server, arguments, config, |_| {}, &more).await;
+        let park = Park::new(case.server.clone(), Arc::new(case.server.clone()), true);
+        case.mechanism = Arc::new(ParkCheckpoint::new(park, Checkpoint::new(case.server.clone())));
+        case
+    }
+
+    /// Waits until the memory server knows something of one of the processes.
+    async fn known(&self, so: impl Fn(&ParkedProcess) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let pids = self.pids();
+        while !self
+            .server
+            .parking()
+            .await
+            .unwrap()
+            .processes
+            .iter()
+            .any(|it| pids.contains(&it.pid) && so(it))
+        {
+            assert!(Instant::now() < deadline, "it is not known");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn out(&mut self) -> Result<Footprint, SwapError> {
@@ -277,6 +326,37 @@ async fn a_restore_with_too_little_memory_never_starts() {
     assert!(error.reason.contains("needs"), "{error}");
     drop(hog);
     case.back().await.unwrap();
+    case.intact().await;
+}
+
+#[tokio::test]
+async fn what_was_parked_too_needs_room_before_the_rest_is_restored() {
+    let bench = Bench::any();
+    let mut case = Case::start_parkable(&bench, &["--weights", "256MiB"], "").await;
+    case.known(|process| process.here > 0).await;
+    case.mechanism.suits(&case.engine).await.unwrap();
+    case.out().await.unwrap();
+    // Room for the context and no more.
+    let free = case.server.memory(0).await.unwrap().free;
+    let context = if gpu_bench::real() { 600 << 20 } else { 16 << 20 };
+    let hog = bench.engine(&["--weights", &format!("{}MiB", (free - 2 * context - (64 << 20)) >> 20)]);
+    let error = case.back_within(Duration::from_millis(500)).await.unwrap_err();
+    assert!(error.unharmed && error.stage == "confirm", "{error}");
+    drop(hog);
+    case.back().await.unwrap();
+    case.intact().await;
+}
+
+#[tokio::test]
+async fn one_that_is_known_to_have_opened_memory_of_another_is_not_checkpointed() {
+    let Some(bench) = Bench::software(1) else { return };
+    let arguments = ["--weights", "64MiB", "--imported"];
+    let mut case = Case::start_parkable(&bench, &arguments, "swap = [\"park+checkpoint\"]").await;
+    case.known(|process| process.imported > 0).await;
+    let reason = case.mechanism.suits(&case.engine).await.unwrap_err();
+    assert!(reason.contains("has opened memory of another process"), "{reason}");
+    let error = case.out().await.unwrap_err();
+    assert!(error.unharmed && error.stage == "find", "{error}");
     case.intact().await;
 }
 

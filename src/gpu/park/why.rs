@@ -88,6 +88,22 @@ pub fn judge(seen: &[Seen]) -> Option<String> {
     Some(nothing_parkable(&known))
 }
 
+/// Refuses processes that are known to have opened memory of others: after a checkpoint the driver cannot restore them
+/// (seen with driver 580), and they are lost. Of processes without the preload library nothing is known.
+///
+/// # Errors
+/// Which process, in words.
+pub fn has_imported(pids: &[i32], pool: &PoolState) -> Result<(), String> {
+    match pool.processes.iter().find(|it| pids.contains(&it.pid) && it.imported > 0) {
+        None => Ok(()),
+        Some(process) => Err(format!(
+            "process {} has opened memory of another process ({} times), and what is checkpointed with such memory the \
+             driver cannot restore",
+            process.pid, process.imported
+        )),
+    }
+}
+
 /// Why processes with the library have nothing that can be parked.
 fn nothing_parkable(known: &[&ParkedProcess]) -> String {
     let sum = |part: fn(&ParkedProcess) -> u64| known.iter().map(|it| part(it)).sum::<u64>();
@@ -217,6 +233,17 @@ mod tests {
         // … a worker with weights does.
         let reason = judge(&[engine, stranger(5 * GIB, Program::default())]).unwrap();
         assert!(reason.contains("only some") && reason.contains("process 9 holds 5.0 GiB"), "{reason}");
+    }
+
+    #[test]
+    fn who_has_opened_memory_of_others_is_named() {
+        let processes = vec![
+            ParkedProcess { pid: 7, here: GIB, ..ParkedProcess::default() },
+            ParkedProcess { pid: 8, here: GIB, imported: 2, ..ParkedProcess::default() },
+        ];
+        let pool = PoolState { processes, ..PoolState::default() };
+        assert_eq!(has_imported(&[7, 9], &pool), Ok(()));
+        assert!(has_imported(&[7, 8], &pool).unwrap_err().contains("process 8 has opened"));
     }
 
     #[test]

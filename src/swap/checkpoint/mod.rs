@@ -33,6 +33,7 @@ use super::gpus::per_gpu;
 use super::{Mechanism, MoveLog, PerGpu, SwapError};
 use crate::engine::Engine;
 use crate::gpu::GpuClient;
+use crate::gpu::park::why::has_imported;
 use crate::process::{Handle, Stat};
 use crate::units::{Bytes, Footprint, MechanismKind};
 
@@ -41,6 +42,8 @@ use crate::units::{Bytes, Footprint, MechanismKind};
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// How long NVML may lag behind what a checkpoint has freed (about a second was seen).
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait for what is known of the processes' imports.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a restore waits for memory that the ledger says is free.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
@@ -67,6 +70,15 @@ impl Checkpoint {
         per_gpu(
             self.gpu.process_memory().await.unwrap_or_default().iter().filter(|it| pids.contains(&it.pid)),
         )
+    }
+
+    /// Refuses processes that are known to have opened memory of others: a restore would lose them. Without a memory
+    /// server nothing is known.
+    async fn imports(&self, pids: &[i32]) -> Result<(), String> {
+        match tokio::time::timeout(LOOK_LIMIT, self.gpu.parking()).await {
+            Ok(Ok(pool)) => has_imported(pids, &pool),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// Waits until each GPU has the bytes that a restore needs. The error says whether they are not there, or nobody knows.
@@ -102,6 +114,7 @@ impl Checkpoint {
         let found = log.phase("find", async {
             let members = members(engine)?;
             let group = Group::find(&self.gpu, pids(&members)).await.map_err(|error| error.to_string())?;
+            self.imports(group.pids()).await?;
             Ok((members, group))
         });
         let (members, group) = found.await.map_err(|reason| ("find", before(reason)))?;
@@ -160,6 +173,7 @@ impl Mechanism for Checkpoint {
         if engine.plan.swap_auto {
             inspect::shares(group.pids())?;
         }
+        self.imports(group.pids()).await?;
         inspect::managed(group.pids())
     }
 
@@ -170,8 +184,23 @@ impl Mechanism for Checkpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
+        self.swap_in_with_room(engine, &PerGpu::new(), log).await
+    }
+}
+
+impl Checkpoint {
+    /// In, once each GPU has what was taken free, and all of `whole`: what the engine takes by itself after that.
+    pub(super) async fn swap_in_with_room(
+        &self,
+        engine: &mut Engine,
+        whole: &PerGpu,
+        log: &mut MoveLog,
+    ) -> Result<Footprint, SwapError> {
+        let mut need = self.taken();
+        need.resize(need.len().max(whole.len()), Bytes(0));
+        need.iter_mut().zip(whole).for_each(|(need, whole)| *need = (*need).max(*whole));
         let limit = CONFIRM_LIMIT.min(log.left());
-        let confirmed = log.phase("confirm", self.confirm_free(&self.taken(), limit)).await;
+        let confirmed = log.phase("confirm", self.confirm_free(&need, limit)).await;
         if let Err((reason, short)) = confirmed {
             // Whoever looks after stopped processes has perhaps continued it meanwhile.
             signal(&members(engine).unwrap_or_default(), Signal::STOP);

@@ -1,23 +1,27 @@
 //! `park+checkpoint`: the memory that can be parked goes to the pool, the driver takes the small rest (the context), and
-//! nothing is left on the GPU.
+//! nothing is left on the GPU. It comes back only with room for all of it: restored by the driver, and without room for what
+//! was parked, it would be out by neither.
 
 use super::Park;
 use crate::engine::Engine;
 use crate::swap::checkpoint::Checkpoint;
-use crate::swap::{Mechanism, MoveLog, SwapError, Switch};
+use crate::swap::{Mechanism, MoveLog, PerGpu, SwapError, Switch};
 use crate::units::{Footprint, MechanismKind};
 use async_trait::async_trait;
+use std::sync::{Mutex, PoisonError};
 
 /// The two mechanisms in a row.
 pub struct ParkCheckpoint {
     park: Park,
     checkpoint: Checkpoint,
+    /// What the engine held on each GPU before it went out.
+    whole: Mutex<PerGpu>,
 }
 
 impl ParkCheckpoint {
     /// Parks the engine, then checkpoints it.
     pub fn new(park: Park, checkpoint: Checkpoint) -> Self {
-        ParkCheckpoint { park, checkpoint }
+        ParkCheckpoint { park, checkpoint, whole: Mutex::default() }
     }
 
     fn relabel(&self, error: SwapError) -> SwapError {
@@ -43,6 +47,8 @@ impl Mechanism for ParkCheckpoint {
         log.switch = Switch::Alone;
         let parked = self.park.take_out(engine, log).await.map_err(|error| self.relabel(error))?;
         let (moved, resident) = (log.moved, log.resident.take());
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) =
+            resident.clone().unwrap_or_else(|| log.known.clone());
         match self.checkpoint.swap_out(engine, log).await {
             Ok(rest) => {
                 (log.moved, log.resident) = (moved.zip(log.moved).map(|(a, b)| a + b), resident);
@@ -58,7 +64,9 @@ impl Mechanism for ParkCheckpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
+        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let restored = self.checkpoint.swap_in_with_room(engine, &whole, log).await;
+        restored.map_err(|error| self.relabel(error))?;
         let rest = log.moved;
         // Restored and without its memory: out by neither mechanism, so it cannot be tried again.
         self.park.bring_in(log).await.map_err(|error| self.fault("unpark", error.reason, false))?;
