@@ -72,7 +72,8 @@ fn end(job: &Job) -> Finding {
 fn memory_limit(job: &Job, limit: Option<crate::units::Bytes>) -> Finding {
     const NAME: &str = "memory limit";
     const ASK: &str = "ask for what all models together need, and your command: #SBATCH --mem=…";
-    let asked = job.slurm.as_ref().and_then(|slurm| slurm.memory);
+    let given = job.slurm.as_ref().and_then(|slurm| slurm.memory);
+    let asked = given.filter(|_| !job.memory_by_default);
     match (limit, asked, &job.slurm) {
         (Some(limit), None, Some(_)) => Finding::warn(
             NAME,
@@ -89,6 +90,15 @@ fn memory_limit(job: &Job, limit: Option<crate::units::Bytes>) -> Finding {
                 "{asked} were asked for, and nothing enforces it: a run that takes more takes it from other jobs"
             ),
             "the site: ConstrainRAMSpace=yes in cgroup.conf",
+        ),
+        (None, None, Some(_)) if given.is_some() => Finding::warn(
+            NAME,
+            format!(
+                "{} are the site's default, the job did not ask for any, and nothing enforces it: a run that takes more takes it \
+                 from other jobs",
+                given.unwrap_or_default()
+            ),
+            format!("{ASK}; the site: ConstrainRAMSpace=yes in cgroup.conf"),
         ),
         (None, None, Some(_)) => Finding::warn(
             NAME,
@@ -138,6 +148,7 @@ mod tests {
             gpus: Gpus::read(&env),
             cores: vec![0, 1],
             memory: None,
+            memory_by_default: false,
             kill_wait: None,
             tracker: None,
         }
@@ -165,6 +176,10 @@ mod tests {
     fn a_job_that_asked_for_memory_has_its_limit() {
         let job = job([("SLURM_JOB_ID", "7"), ("SLURM_MEM_PER_NODE", "8192")]);
         assert_eq!(memory_limit(&job, Some(Bytes::gib(8))).verdict, Verdict::Ok);
+        let by_default = Job { memory_by_default: true, ..job.clone() };
+        assert!(memory_limit(&by_default, Some(Bytes::gib(8))).what.contains("the site's default"));
+        let both = memory_limit(&by_default, None).remedy.expect("a remedy");
+        assert!(both.contains("--mem") && both.contains("ConstrainRAMSpace"), "{both}");
         let unbounded = memory_limit(&job, None);
         assert!(unbounded.remedy.is_some_and(|remedy| remedy.contains("ConstrainRAMSpace")));
     }

@@ -34,7 +34,7 @@ pub use gpus::Gpus;
 pub use pointer::Pointer;
 pub use rundir::{RunDir, RunDirError};
 pub use signals::{JobSignal, JobSignals};
-pub use slurm::{Env, Slurm};
+pub use slurm::{Env, MemoryBy, Slurm};
 pub use tasks::Tasks;
 
 use crate::units::Bytes;
@@ -53,6 +53,8 @@ pub struct Job {
     pub cores: Vec<usize>,
     /// The memory limit of the job, or what the node has available where there is none.
     pub memory: Option<Bytes>,
+    /// Whether the job has the memory that the site gives to whoever does not ask (`DefMemPerNode`, `DefMemPerCPU`).
+    pub memory_by_default: bool,
     /// Time between Slurm's TERM and its KILL (`KillWait`); `None` outside Slurm or where it cannot be read.
     pub kill_wait: Option<Duration>,
     /// How Slurm tracks the job's processes (`ProctrackType`), such as `proctrack/cgroup`.
@@ -97,6 +99,7 @@ impl Job {
             memory: memory::limit(std::path::Path::new("/proc"), std::path::Path::new("/sys/fs/cgroup"))
                 .or_else(|| slurm.as_ref().and_then(|s| s.memory))
                 .or_else(|| memory::available(std::path::Path::new("/proc"))),
+            memory_by_default: slurm.as_ref().is_some_and(|s| rules.is_default(s.memory_by)),
             kill_wait: rules.kill_wait,
             tracker: rules.tracker,
             slurm,

@@ -3,6 +3,8 @@
 //! `squeue` and `scontrol` work for plain users and take some 40 ms; they are asked off every path that a request is on,
 //! and a cluster that does not answer within [`PATIENCE`] changes nothing.
 
+use super::MemoryBy;
+use crate::units::Bytes;
 use std::{
     process::Stdio,
     time::{Duration, SystemTime},
@@ -11,13 +13,22 @@ use std::{
 /// Longest wait for an answer of Slurm's controller.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The site's rules for a job's end.
+/// The site's rules for a job's end, and what it gives unasked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// `KillWait`: from TERM to KILL. The node itself never waits less than 5 s.
     pub kill_wait: Option<Duration>,
     /// `ProctrackType`.
     pub tracker: Option<String>,
+    /// `DefMemPerNode` or `DefMemPerCPU`; a partition may have others.
+    pub memory: Option<MemoryBy>,
+}
+
+impl Rules {
+    /// Whether this is what a job has that did not ask.
+    pub fn is_default(&self, memory: Option<MemoryBy>) -> bool {
+        memory.is_some() && memory == self.memory
+    }
 }
 
 /// Asks `scontrol show config`.
@@ -55,7 +66,10 @@ pub fn parse_rules(text: &str) -> Rules {
         })
     };
     let seconds = value("KillWait").and_then(|text| text.split_whitespace().next()?.parse().ok());
-    Rules { kill_wait: seconds.map(Duration::from_secs), tracker: value("ProctrackType") }
+    // In MiB, or UNLIMITED.
+    let mib = |name| Some(Bytes(value(name)?.parse::<u64>().ok()?.checked_mul(1 << 20)?));
+    let memory = mib("DefMemPerNode").map(MemoryBy::Node).or_else(|| mib("DefMemPerCPU").map(MemoryBy::Core));
+    Rules { kill_wait: seconds.map(Duration::from_secs), tracker: value("ProctrackType"), memory }
 }
 
 /// `[DAYS-][HOURS:]MINUTES:SECONDS`; nothing for `UNLIMITED`, `NOT_SET` and `INVALID`.
@@ -84,6 +98,10 @@ mod tests {
         assert_eq!(rules.kill_wait, Some(Duration::from_secs(30)));
         assert_eq!(rules.tracker.as_deref(), Some("proctrack/cgroup"));
         assert_eq!(parse_rules("nothing of the kind"), Rules::default());
+        let by_core = parse_rules("DefMemPerNode           = UNLIMITED\nDefMemPerCPU            = 256\n");
+        assert!(by_core.is_default(Some(MemoryBy::Core(Bytes::mib(256)))));
+        assert!(!by_core.is_default(Some(MemoryBy::Node(Bytes::mib(256)))));
+        assert!(!rules.is_default(None));
     }
 
     #[test]

@@ -52,11 +52,22 @@ pub struct Slurm {
     pub node: Option<String>,
     /// The tasks of the step that this process is one of.
     pub tasks: Tasks,
-    /// `SLURM_MEM_PER_NODE`, or `SLURM_MEM_PER_CPU` times the cores (both in MiB); only set when it was asked for.
+    /// What the job was given on this node: as it is reckoned, times the cores where that is by core.
     pub memory: Option<Bytes>,
+    /// `SLURM_MEM_PER_NODE` or `SLURM_MEM_PER_CPU`; set when it was asked for, and when the site has a default.
+    pub memory_by: Option<MemoryBy>,
     /// `SLURM_JOB_END_TIME` (Slurm 23.02 and newer). The limit can be changed while the job runs: see
     /// [`super::site::end_time`].
     pub end: Option<SystemTime>,
+}
+
+/// How memory is reckoned, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryBy {
+    /// So much on each node.
+    Node(Bytes),
+    /// So much for each core.
+    Core(Bytes),
 }
 
 impl Slurm {
@@ -66,8 +77,12 @@ impl Slurm {
     /// A number that is none.
     pub fn read(env: &Env) -> Result<Option<Self>, JobError> {
         let Some(job) = env.number("SLURM_JOB_ID")? else { return Ok(None) };
-        let per_node = env.number::<u64>("SLURM_MEM_PER_NODE")?;
-        let per_core = env.number::<u64>("SLURM_MEM_PER_CPU")?.zip(env.number::<u64>("SLURM_CPUS_ON_NODE")?);
+        let mib = |name| {
+            let wanted = env.number::<u64>(name)?.filter(|mib| *mib > 0);
+            Ok::<_, JobError>(wanted.map(|mib| Bytes(mib.saturating_mul(1 << 20))))
+        };
+        let (per_node, per_core) = (mib("SLURM_MEM_PER_NODE")?, mib("SLURM_MEM_PER_CPU")?);
+        let cores = env.number::<u64>("SLURM_CPUS_ON_NODE")?;
         let end = env.number::<u64>("SLURM_JOB_END_TIME")?;
         Ok(Some(Slurm {
             job,
@@ -75,10 +90,8 @@ impl Slurm {
             restarts: env.number("SLURM_RESTART_COUNT")?.unwrap_or(0),
             node: env.get("SLURMD_NODENAME").map(str::to_owned),
             tasks: Tasks::read(env)?,
-            memory: per_node
-                .or(per_core.map(|(mib, cores)| mib.saturating_mul(cores)))
-                .filter(|mib| *mib > 0)
-                .map(|mib| Bytes(mib.saturating_mul(1 << 20))),
+            memory: per_node.or(per_core.zip(cores).map(|(each, cores)| Bytes(each.0.saturating_mul(cores)))),
+            memory_by: per_node.map(MemoryBy::Node).or(per_core.map(MemoryBy::Core)),
             // Beyond what a clock can show there is no end.
             end: end.and_then(|unix| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix))),
         }))
