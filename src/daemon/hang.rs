@@ -21,16 +21,19 @@ const REFUSED: Duration = Duration::from_secs(5);
 /// The share of one core that a tree may use and still count as idle: threads that only wait wake up now and then.
 const IDLE: f64 = 0.02;
 
-/// Comes back with the reason when the engine has to be started again; `limit` is how long it may be silent.
-pub async fn until_useless(engine: &Engine, limit: Duration) -> String {
+/// Comes back with the reason when the engine has to be started again; `limit` is how long it may be silent. `members` are
+/// those that lived when it was last looked at, before it went out perhaps: who has ended since is missed at once.
+pub async fn until_useless(engine: &Engine, members: &mut Vec<Stat>, limit: Duration) -> String {
     let mut silent: Option<(Instant, Duration)> = None;
     let mut pause = limit / LOOKS;
-    let mut members = living(engine);
+    if let Err(why) = loses_nobody(engine, members, limit).await {
+        return why;
+    }
     loop {
         let look = Instant::now() + pause;
         while let Some(left) = look.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             tokio::time::sleep(left.min(STEP)).await;
-            if let Err(why) = loses_nobody(engine, &mut members, limit).await {
+            if let Err(why) = loses_nobody(engine, members, limit).await {
                 return why;
             }
         }
@@ -63,9 +66,12 @@ fn living(engine: &Engine) -> Vec<Stat> {
 /// Notes who lives now. One that has ended since may have been a helper that was done, or half of the engine: a request tells.
 async fn loses_nobody(engine: &Engine, before: &mut Vec<Stat>, limit: Duration) -> Result<(), String> {
     let now = living(engine);
-    let gone = before.iter().find(|stat| now.iter().all(|it| it.id != stat.id)).cloned();
+    let lives = |stat: &&Stat| now.iter().any(|it| it.id == stat.id);
+    let gone = before.iter().find(|stat| !lives(stat)).cloned();
+    // After a start all are others.
+    let same = before.iter().any(|stat| lives(&stat));
     *before = now;
-    let Some(gone) = gone.filter(|_| engine.is_alive()) else { return Ok(()) };
+    let Some(gone) = gone.filter(|_| same && engine.is_alive()) else { return Ok(()) };
     let answered = engine.probe(1, limit).await;
     answered.map(drop).map_err(|error| {
         format!("its process {} ({}) ended, and it does not answer any more: {error}", gone.id, gone.comm)

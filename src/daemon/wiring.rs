@@ -84,6 +84,7 @@ impl Prepared {
             placement,
             prepared: None,
             cold_start: None,
+            members: Vec::new(),
             vain_starts: 0,
             weights,
             reading: None,

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     engine::{self, Engine, Reading, Weights},
+    process::Stat,
     scheduler::{EngineFault, Event, SwapMeasure},
     swap::{MoveFailed, Swapper, TrialError},
     units::{MechanismKind, ModelId},
@@ -58,6 +59,8 @@ pub struct Worker {
     pub reading: Option<Reading>,
     /// The phases of its start.
     pub timeline: Timeline,
+    /// Its processes when it was last looked at.
+    pub members: Vec<Stat>,
     /// What was last reported in words.
     pub note: String,
 }
@@ -121,7 +124,7 @@ impl Worker {
             biased;
             _ = ending.wait_for(|ending| *ending) => Next::End,
             status = exited, if alive => Next::Died(status),
-            why = hang::until_useless(&self.engine, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
+            why = hang::until_useless(&self.engine, &mut self.members, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
             () = came_to_gpu, if imports => Next::CameToGpu,
             () = stray::until_on_gpu(&self.engine, &self.swapper), if held => Next::Strayed,
             order = self.orders.recv() => order.map_or(Next::End, Next::Order),

@@ -337,9 +337,11 @@ fn a_real_engine() {
 
 #[test]
 fn the_users_command() {
-    for (fault, script, code) in
-        [("kill -9", "kill -9 $$", 137), ("hang, then TERM", "trap '' HUP; sleep 1000 & wait", 143)]
-    {
+    for (fault, script, code) in [
+        ("kill -9", "kill -9 $$", 137),
+        ("hang, then TERM", "trap '' HUP; sleep 1000 & wait", 143),
+        ("SIGSTOP, then TERM", "kill -STOP $$", 143),
+    ] {
         let holds = Holds::new();
         let (dir, file) = crate::service::config(&two(&holds, "\"freeze\""));
         let mut run = crate::service::swapserve();

@@ -1,7 +1,7 @@
 //! Engines on the software driver's GPU, swapped by `checkpoint` slowly enough to be hit in the middle; and the gpu server.
 
 use crate::{
-    case::{Case, another_pid, children, is_stopped, pid, signal},
+    case::{Case, Stream, another_pid, children, is_stopped, pid, signal},
     gpu_bench::Bench,
     service::{Service, eventually},
 };
@@ -28,13 +28,40 @@ fn model(name: &str, mib: u64, more: &str) -> String {
     )
 }
 
-fn two(more: &str) -> String {
-    model("victim", 48, &format!("swap = [\"checkpoint\", \"restart\"]\n{more}"))
-        + &model("other", 16, "swap = [\"checkpoint\", \"restart\"]\npin = true")
+/// How the victim is swapped.
+#[derive(Clone, Copy)]
+struct Way {
+    mechanism: &'static str,
+    /// In the rows.
+    name: &'static str,
+    /// Makes moves last that this driver does at once.
+    slow: &'static str,
 }
 
-fn start(bench: &Bench) -> Service {
-    Service::start_in(&two(""), &bench.environment())
+const WAYS: [Way; 2] = [
+    Way { mechanism: "checkpoint", name: "GPU, checkpoint", slow: "" },
+    Way {
+        mechanism: "park",
+        name: "GPU, park",
+        slow: "cuMemExportToShareableHandle delay=700\ncuMemMap delay=700\n",
+    },
+];
+
+/// The victim starts last, and so can be held in its start.
+fn two(way: Way, more: &str) -> String {
+    let swap = |mechanism: &str| format!("swap = [\"{mechanism}\", \"restart\"]\n");
+    let pool = if way.mechanism == "park" { "[memory]\npool = \"256MiB\"\n" } else { "" };
+    pool.to_owned()
+        + &model("other", 16, &swap("checkpoint"))
+        + &model("victim", 48, &(swap(way.mechanism) + more))
+}
+
+fn start(bench: &Bench, way: Way) -> Service {
+    bench.set_faults("");
+    if way.mechanism == "park" {
+        Bench::preload_library();
+    }
+    Service::start_in(&two(way, ""), &bench.environment())
 }
 
 fn swap(service: &Service, way: &str) -> bool {
@@ -54,97 +81,175 @@ fn gpu_server(service: &Service) -> i32 {
     children(daemon).into_iter().find(is_it).expect("the daemon has a gpu server")
 }
 
-/// Brings the victim into a state and strikes there.
-fn struck_in(
+/// The states in which the victim is struck.
+const STATES: [&str; 6] = ["starting", "streaming", "resident", "swapping_out", "out", "swapping_in"];
+
+/// A run with the victim in a state.
+struct Scene {
+    bench: Bench,
     service: Service,
-    name: &'static str,
-    fault: &'static str,
+    way: Way,
     wanted: &'static str,
-    strike: impl Fn(&Service) + Sync,
-) -> Case {
-    let case = Case::begin(service, name, fault, wanted);
-    match wanted {
-        "resident" => case.strike(|service| strike(service)),
-        "out" => {
-            assert!(swap(&case.service, "out"), "{}", case.service.log());
-            state(&case.service, "out");
-            case.strike(|service| strike(service));
-        }
-        _ => {
-            let way = if wanted == "swapping_out" { "out" } else { "in" };
-            if way == "in" {
-                assert!(swap(&case.service, "out"), "{}", case.service.log());
-            }
-            let service = &case.service;
-            std::thread::scope(|scope| {
-                let asked = scope.spawn(|| swap(service, way));
-                state(service, wanted);
-                case.strike(&strike);
-                asked.join().unwrap();
-            });
-        }
-    }
-    case
+    /// The victim's first process.
+    first: i32,
+    /// Is there for as long as the victim is held in its start.
+    hold: Option<tempfile::NamedTempFile>,
 }
 
-const STATES: [&str; 4] = ["resident", "swapping_out", "out", "swapping_in"];
+impl Scene {
+    /// The run is up, or in its victim's start; nothing where there is no software driver.
+    fn set(way: Way, wanted: &'static str, workers: bool) -> Option<Self> {
+        let bench = bench()?;
+        if way.mechanism == "park" {
+            Bench::preload_library();
+        }
+        // One that lost a worker in its start, and does not end, is waited for as long as that.
+        let mut text = two(way, if workers { "start_timeout = \"15s\"" } else { "" });
+        let victim = text.find("[models.victim]").expect("it has one");
+        let mut more = |words: &str| {
+            let at = victim + text[victim..].find("--weights").expect("in its command");
+            text.insert_str(at, words);
+        };
+        if workers {
+            more("--workers 1 ");
+        }
+        let hold = (wanted == "starting").then(|| tempfile::NamedTempFile::new().unwrap());
+        let service = if let Some(hold) = &hold {
+            more(&format!("--hold {} ", hold.path().display()));
+            let service = Service::launch_in(&text, &[], &bench.environment());
+            let log = service.dir.path().join("run/log/victim.log");
+            eventually("the victim has its memory", || {
+                std::fs::read_to_string(&log).is_ok_and(|text| text.contains("bytes held"))
+            });
+            service
+        } else {
+            Service::start_in(&text, &bench.environment())
+        };
+        let first = pid(&service, "victim").unwrap();
+        Some(Self { bench, service, way, wanted, first, hold })
+    }
+
+    /// Brings the victim into the state and strikes there. A stream that was open is returned.
+    fn struck(
+        self,
+        name: &'static str,
+        fault: &'static str,
+        strike: impl Fn(&Service) + Sync,
+    ) -> (Bench, Case, Option<Stream>) {
+        let Self { bench, service, way, wanted, hold, .. } = self;
+        let case = Case::begin(service, name, fault, wanted);
+        let mut stream = None;
+        match wanted {
+            "starting" | "resident" => case.strike(|service| strike(service)),
+            "streaming" => {
+                stream = Some(Stream::begin(&case.service));
+                case.strike(|service| strike(service));
+            }
+            "out" => {
+                assert!(swap(&case.service, "out"), "{}", case.service.log());
+                state(&case.service, "out");
+                case.strike(|service| strike(service));
+            }
+            _ => {
+                let direction = if wanted == "swapping_out" { "out" } else { "in" };
+                if direction == "in" {
+                    assert!(swap(&case.service, "out"), "{}", case.service.log());
+                }
+                bench.set_faults(way.slow);
+                let service = &case.service;
+                std::thread::scope(|scope| {
+                    let asked = scope.spawn(|| swap(service, direction));
+                    state(service, wanted);
+                    case.strike(&strike);
+                    bench.set_faults("");
+                    asked.join().unwrap();
+                });
+            }
+        }
+        drop(hold);
+        (bench, case, stream)
+    }
+}
+
+/// Every way of swapping in every state.
+fn everywhere(mut act: impl FnMut(Scene)) {
+    for way in WAYS {
+        for wanted in STATES {
+            if let Some(scene) = Scene::set(way, wanted, false) {
+                act(scene);
+            }
+        }
+    }
+}
 
 #[test]
 fn the_engine_is_killed() {
-    let Some(bench) = bench() else { return };
-    for wanted in STATES {
-        let service = start(&bench);
-        let first = pid(&service, "victim").unwrap();
-        let case =
-            struck_in(service, "GPU, checkpoint", "kill -9", wanted, |_| signal(first, Signal::SIGKILL));
+    everywhere(|scene| {
+        let (first, name) = (scene.first, scene.way.name);
+        let (_bench, case, stream) = scene.struck(name, "kill -9", |_| signal(first, Signal::SIGKILL));
+        if let Some(mut stream) = stream {
+            assert_eq!(stream.error(), "engine_failed");
+        }
         another_pid(&case.service, "victim", first);
         case.recovers("started again");
-    }
+    });
 }
 
 #[test]
 fn the_engine_is_stopped() {
-    let Some(bench) = bench() else { return };
-    for wanted in STATES {
-        let service = start(&bench);
-        let first = pid(&service, "victim").unwrap();
-        let case =
-            struck_in(service, "GPU, checkpoint", "SIGSTOP", wanted, |_| signal(first, Signal::SIGSTOP));
+    everywhere(|scene| {
+        let (first, name) = (scene.first, scene.way.name);
+        let (_bench, case, stream) = scene.struck(name, "SIGSTOP", |_| signal(first, Signal::SIGSTOP));
+        if let Some(mut stream) = stream {
+            eventually("it is continued", || !is_stopped(first));
+            assert!((0..50).all(|_| stream.piece().is_some_and(|piece| piece["error"].is_null())));
+        }
         case.service.answer("victim");
         assert!(!is_stopped(first));
         let same = pid(&case.service, "victim") == Some(first);
         case.recovers(if same { "continued; nothing lost" } else { "given up after a while; started again" });
-    }
+    });
 }
 
 #[test]
 fn a_worker_of_the_engine() {
-    let Some(bench) = bench() else { return };
-    for (fault, number) in [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)] {
-        let text = two("").replacen("--weights", "--workers 1 --weights", 1);
-        let service = Service::start_in(&text, &bench.environment());
-        let first = pid(&service, "victim").unwrap();
-        let worker = children(first)[0];
-        let case = struck_in(service, "GPU, worker", fault, "resident", |_| signal(worker, number));
-        if number == Signal::SIGKILL {
-            another_pid(&case.service, "victim", first);
-            case.recovers("found out; started again");
-        } else {
-            eventually("it is continued", || !is_stopped(worker));
-            case.recovers("continued; nothing lost");
+    for way in WAYS {
+        for wanted in STATES {
+            for (fault, number) in [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)] {
+                let Some(scene) = Scene::set(way, wanted, true) else { return };
+                let first = scene.first;
+                eventually("it has a worker", || !children(first).is_empty());
+                let worker = children(first)[0];
+                let name = if way.mechanism == "park" { "GPU, worker of parked" } else { "GPU, worker" };
+                let (_bench, case, _) = scene.struck(name, fault, |_| signal(worker, number));
+                if number == Signal::SIGKILL {
+                    // Whatever it was to do next shows that the engine is not whole.
+                    case.service.chat("victim", serde_json::json!({ "max_tokens": 4 })).send().unwrap();
+                    another_pid(&case.service, "victim", first);
+                    case.recovers("found out; started again");
+                } else {
+                    case.service.answer("victim");
+                    assert!(!is_stopped(worker));
+                    let same = pid(&case.service, "victim") == Some(first);
+                    case.recovers(if same { "continued; nothing lost" } else { "given up; started again" });
+                }
+            }
         }
     }
 }
 
 #[test]
 fn the_gpu_server() {
-    let Some(bench) = bench() else { return };
     for (fault, number) in [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)] {
-        for wanted in STATES {
-            let service = start(&bench);
-            let first = pid(&service, "victim").unwrap();
-            let server = gpu_server(&service);
-            let case = struck_in(service, "gpu server", fault, wanted, |_| signal(server, number));
+        everywhere(|scene| {
+            let (first, server) = (scene.first, gpu_server(&scene.service));
+            let parked = scene.way.mechanism == "park";
+            let name = if parked { "gpu server, parking" } else { "gpu server" };
+            let (_bench, case, stream) = scene.struck(name, fault, |_| signal(server, number));
+            if let Some(mut stream) = stream {
+                assert!((0..50).all(|_| stream.piece().is_some_and(|piece| piece["error"].is_null())));
+            }
+            case.service.answer("victim");
             // The next call finds out, if no one is under way.
             let _ = (swap(&case.service, "out"), swap(&case.service, "in"));
             case.service.answer("victim");
@@ -155,7 +260,7 @@ fn the_gpu_server() {
             } else {
                 "replaced; the engine started again"
             });
-        }
+        });
     }
 }
 
@@ -170,7 +275,7 @@ fn a_call_of_the_gpu_server_hangs_or_is_refused() {
         ("restore refused", "cuCheckpointProcessRestore error=801 times=1", "swapping_in"),
     ] {
         bench.set_faults("");
-        let service = start(&bench);
+        let service = start(&bench, WAYS[0]);
         let first = pid(&service, "victim").unwrap();
         let case = Case::begin(service, "gpu server", fault, wanted);
         if wanted == "swapping_in" {
@@ -191,7 +296,7 @@ fn a_call_of_the_gpu_server_hangs_or_is_refused() {
 #[test]
 fn a_stranger_fills_the_gpu_while_the_engine_is_out() {
     let Some(bench) = bench() else { return };
-    let case = Case::begin(start(&bench), "GPU, checkpoint", "GPU is full", "out");
+    let case = Case::begin(start(&bench, WAYS[0]), "GPU, checkpoint", "GPU is full", "out");
     let first = pid(&case.service, "victim").unwrap();
     assert!(swap(&case.service, "out"), "{}", case.service.log());
     let before = case.service.status()["capacity"]["gpu"][0].as_u64().unwrap();
@@ -215,7 +320,7 @@ fn a_stranger_fills_the_gpu_while_the_engine_is_out() {
 #[test]
 fn a_stranger_fills_the_gpu_and_the_engine_is_wanted_at_once() {
     let Some(bench) = bench() else { return };
-    let case = Case::begin(start(&bench), "GPU, checkpoint", "GPU is full", "wanted at once");
+    let case = Case::begin(start(&bench, WAYS[0]), "GPU, checkpoint", "GPU is full", "wanted at once");
     let first = pid(&case.service, "victim").unwrap();
     assert!(swap(&case.service, "out"), "{}", case.service.log());
     let before = case.service.status()["capacity"]["gpu"][0].as_u64().unwrap();

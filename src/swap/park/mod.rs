@@ -22,7 +22,7 @@ use crate::engine::Engine;
 use crate::gpu::park::call::{Beside, Moved};
 use crate::gpu::park::why::why_not;
 use crate::gpu::{GpuClient, GpuError};
-use crate::process::ProcId;
+use crate::process::{ProcFs, ProcId};
 use crate::units::{Bytes, Footprint, MechanismKind};
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -155,7 +155,8 @@ impl Park {
         Err(NotBack { reason, out: false, short: false })
     }
 
-    /// Brings processes back, `count` of them at least; those that look for a new memory server are waited for.
+    /// Brings processes back, `count` of them at least; those that look for a new memory server are waited for, for as long as
+    /// none has ended.
     async fn all_back(&self, pids: &[i32], count: u32, log: &MoveLog) -> Result<Moved, NotBack> {
         let deadline = log.deadline.min(Instant::now() + REUNION_LIMIT);
         loop {
@@ -172,6 +173,10 @@ impl Park {
                 }
                 Err(error) => error.to_string(),
             };
+            if let Some(gone) = ended(pids) {
+                let reason = format!("{reason}; its process {gone} has ended");
+                return Err(NotBack { reason, out: false, short: false });
+            }
             if Instant::now() >= deadline {
                 return Err(NotBack { reason, out: true, short: false });
             }
@@ -214,6 +219,12 @@ fn stays(known: &[Bytes], free: Option<Bytes>, moved: Bytes) -> PerGpu {
     let gpus = known.iter().filter(|held| !held.is_zero()).count().max(1) as u64;
     let freed = free.min(Bytes(moved.0 / gpus));
     known.iter().map(|held| held.saturating_sub(freed)).collect()
+}
+
+/// The first of these processes that lives no more.
+fn ended(pids: &[i32]) -> Option<i32> {
+    let lives = |pid: i32| ProcFs::default().stat(pid).is_some_and(|stat| !stat.is_dead());
+    pids.iter().copied().find(|pid| !lives(*pid))
 }
 
 fn is_shortage(error: &GpuError) -> bool {
