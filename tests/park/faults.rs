@@ -254,7 +254,10 @@ async fn memory_that_is_taken_meanwhile_is_waited_for() {
     let refused = scene.bring_back().await.unwrap_err();
     assert!(refused.is_code(2), "{refused}");
     assert_names(&refused, "cuMemCreate");
+    // Nor is a part of it back for which there was room.
     let pid = scene.engine.pid();
+    let known = scene.garage.known(pid).await;
+    assert_eq!((known.here, known.away, scene.garage.free().await), (0, 12 * MIB, 8 * MIB));
     let server = scene.garage.server.clone();
     let waiting = tokio::spawn(async move { server.park_in(vec![pid], true, LONG).await });
     tokio::task::yield_now().await;

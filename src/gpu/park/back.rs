@@ -36,7 +36,7 @@ impl MemoryServer {
     /// that becomes free, and on condition that none of those swap-outs fails.
     ///
     /// # Errors
-    /// A refusal; what is not back is still in the pool, and the process waits. With a share nothing is back.
+    /// A refusal; the process waits, and nothing is back: nobody has reserved room for a part of it.
     pub(super) fn bring_in(
         &self,
         process: &mut Process,
@@ -49,11 +49,11 @@ impl MemoryServer {
         let (mut course, mut visit) = (Course::new(), Visit::default());
         let filled = match share {
             None => self.fill(process, verify, Instant::now() + wait, &mut course, &mut visit),
-            Some(share) => self
-                .fill_beside(process, verify, wait, share, &mut course, &mut visit)
-                .map_err(|refusal| give_up(process, std::mem::take(&mut visit), share, refusal)),
+            Some(share) => self.fill_beside(process, verify, wait, share, &mut course, &mut visit),
         };
-        filled?;
+        if let Err(refusal) = filled {
+            return Err(give_up(process, visit, share, refusal));
+        }
         course.phase("copy");
         process.link.open()?;
         process.away = false;
@@ -260,15 +260,20 @@ impl Filling {
 }
 
 /// Has the process give up what came back: nothing has run since, so the pool still has it.
-fn give_up(process: &mut Process, visit: Visit, share: &Share, refusal: Refusal) -> Refusal {
+fn give_up(process: &mut Process, visit: Visit, share: Option<&Share>, refusal: Refusal) -> Refusal {
+    if visit.back.is_empty() {
+        return refusal;
+    }
     // Both sides have to let go.
     drop(visit.benches);
     // Its copies are the only ones again, or may be.
-    process.away |= !visit.back.is_empty();
+    process.away = true;
     let numbers: Vec<u64> = visit.back.iter().map(|(number, _, _)| *number).collect();
     match process.link.release(&numbers) {
         Ok(()) => {
-            visit.back.iter().for_each(|(_, gpu, bytes)| share.give_back(*gpu, *bytes));
+            if let Some(share) = share {
+                visit.back.iter().for_each(|(_, gpu, bytes)| share.give_back(*gpu, *bytes));
+            }
             refusal
         }
         Err(second) => and_then(refusal, "what had come back could not be given up", &second),

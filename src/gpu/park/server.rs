@@ -143,7 +143,7 @@ impl MemoryServer {
         PoolState { bytes, pinned, used, trouble, processes }
     }
 
-    /// Brings processes back. Those that take memory which is being freed come all or none.
+    /// Brings processes back, all of them or none.
     fn back(
         &self,
         pids: &[i32],
@@ -163,7 +163,6 @@ impl MemoryServer {
             .collect();
         let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
         moved.map_err(|refusal| {
-            let came = if share.is_some() { came } else { Vec::new() };
             let again = self.each(&came, |process| self.take_out(process, None, wait, 0));
             match sum(again.into_iter().map(|(_, outcome)| outcome)) {
                 Ok(_) => refusal,
