@@ -17,12 +17,13 @@ pub fn run(data: &[u8]) {
     let root = ROOT.with_borrow_mut(|root| root.get_or_insert_with(make).path().to_owned());
     // The first part is /proc/self/cgroup, the second one of the files below the cgroup's root, the third /proc/meminfo.
     let mut parts = data.splitn(3, |b| *b == 0);
-    let mut write =
-        |path: PathBuf| fs::write(path, parts.next().unwrap_or_default()).expect("it is writable");
-    write(root.join("proc/self/cgroup"));
-    write(root.join("cg/a/memory.max"));
-    write(root.join("proc/meminfo"));
-    fs::copy(root.join("cg/a/memory.max"), root.join("cg/memory/memory.stat")).expect("it is there");
+    let [own, limit, available] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    let write = |path: &str, bytes: &[u8]| fs::write(root.join(path), bytes).expect("it is writable");
+    write("proc/self/cgroup", own);
+    write("cg/a/memory.max", limit);
+    // The same again, and not `fs::copy`: that gives up when a timer's signal comes in between.
+    write("cg/memory/memory.stat", limit);
+    write("proc/meminfo", available);
     memory::limit(&root.join("proc"), &root.join("cg"));
     memory::available(&root.join("proc"));
 }
