@@ -2,6 +2,8 @@
 
 mod faults;
 mod kit;
+mod parking;
 mod properties;
 mod scenarios;
+mod starting;
 mod world;
