@@ -217,6 +217,8 @@ fn asked_out_while_what_is_left_of_it_is_ended() {
     let first = pid(&case.service, "victim").unwrap();
     // The daemon that it leaves heeds no TERM: ending it takes as long as the grace.
     case.strike(|_| signal(first, Signal::SIGKILL));
+    // An order that comes before its end is known meets it in a move, and that is the mechanism's loss.
+    eventually("its end is known", || !Path::new(&format!("/proc/{first}")).exists());
     case.service.verb(&["swap", "out", "victim"]);
     another_pid(&case.service, "victim", first);
     case.service.answer("victim");
