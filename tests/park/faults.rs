@@ -447,6 +447,23 @@ async fn what_is_freed_while_the_next_gpu_server_pins_is_free_once() {
 }
 
 #[tokio::test]
+async fn a_gpu_server_that_still_pins_its_pool_says_so_and_is_not_killed_for_it() {
+    let Some(scene) = Scene::new().await else { return };
+    scene.garage.out(&scene.engine).await;
+    let (server, generation) = (scene.server_pid(), scene.garage.server.generation());
+    scene.fault("cuMemHostRegister_v2 hold\n");
+    // SAFETY: the gpu server of this test's own machine.
+    unsafe { libc::kill(server, libc::SIGKILL) };
+    reunited(&scene).await;
+    let refused = scene.bring_back().await.unwrap_err();
+    assert!(refused.to_string().contains("still pins its pool: 0 MiB of 256"), "{refused}");
+    scene.fault("");
+    scene.garage.back(&scene.engine).await;
+    scene.check();
+    assert_eq!(scene.garage.server.generation(), generation + 1);
+}
+
+#[tokio::test]
 async fn of_an_engines_processes_all_come_back_after_a_gpu_server_is_killed() {
     let Some(scene) = Scene::new().await else { return };
     let second = scene.garage.engine(&["--weights", "8MiB"]).await;

@@ -32,7 +32,8 @@ struct Visit {
 }
 
 impl MemoryServer {
-    /// Brings one process's memory back, waiting at most `wait` for free device memory; with a `share` only as fast as
+    /// Brings one process's memory back, waiting at most `wait` for free device memory, and as long before that for the
+    /// pool; with a `share` only as fast as
     /// that becomes free, and on condition that none of those swap-outs fails.
     ///
     /// # Errors
@@ -44,8 +45,9 @@ impl MemoryServer {
         wait: Duration,
         share: Option<&Share>,
     ) -> Result<Course, Refusal> {
-        // After an earlier server: copies from memory that is half pinned are refused.
-        self.pool.inherited_is_pinned();
+        if process.away {
+            self.pinned(process, wait)?;
+        }
         let (mut course, mut visit) = (Course::new(), Visit::default());
         let filled = match share {
             None => self.fill(process, verify, Instant::now() + wait, &mut course, &mut visit),

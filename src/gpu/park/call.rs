@@ -61,7 +61,15 @@ impl ParkCall {
 /// Name of the memory server's own refusals for want of room in the pool.
 pub(super) const NO_ROOM: &str = "no room";
 
+/// Name of its refusals while what an earlier server has left is not pinned yet.
+pub(super) const PINNING: &str = "pinning";
+
 impl Refusal {
+    /// From the memory server: whether it only has not pinned its pool yet, which goes on.
+    pub fn is_pinning(&self) -> bool {
+        self.name == PINNING
+    }
+
     /// From the memory server: whether all that was missing is memory, of a GPU or of the pool.
     pub fn is_shortage(&self) -> bool {
         self.code == OUT_OF_MEMORY || self.name == NO_ROOM

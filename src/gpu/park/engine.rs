@@ -89,6 +89,11 @@ impl Process {
         pool.with(|slots| self.ledger.values_mut().for_each(|copies| copies.forget(slots)));
     }
 
+    /// Where in the pool its copies are.
+    pub(super) fn slots(&self) -> impl Iterator<Item = u32> {
+        self.ledger.values().flat_map(|copies| &copies.blocks).filter_map(|block| block.slot)
+    }
+
     /// Bytes of the pool that hold its memory.
     pub(super) fn pool_bytes(&self) -> u64 {
         self.ledger.values().map(Copies::held_bytes).sum()

@@ -49,8 +49,7 @@ impl MemoryServer {
     ) -> Result<Course, Refusal> {
         let mut course = Course::new();
         let before = process.away;
-        // After an earlier server: copies to memory that is half pinned are refused.
-        self.pool.inherited_is_pinned();
+        self.pinned(process, rest).inspect_err(|_| self.switches.end(number, false))?;
         process.link.close(rest).inspect_err(|_| self.switches.end(number, false))?;
         course.phase("rest");
         let outcome = self.take_out_closed(process, wanted, number, &mut course);

@@ -1,11 +1,12 @@
 //! The pool's memory: one mapping, pinned segment by segment by several threads while engines start.
 //!
-//! A segment's slots can be had as soon as it is pinned. If pinning fails, what is pinned until then is the pool, and
-//! the reason is kept.
+//! A segment's slots can be had as soon as it is pinned; those in which an earlier server has left something come first,
+//! because engines wait for them. If pinning fails, what is pinned until then is the pool, and the reason is kept.
 
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -33,15 +34,13 @@ pub(super) struct Pool {
     grown: Condvar,
     /// What lies in its slots.
     pub(super) book: Arc<Book>,
-    /// The last server has left slots filled.
-    inherited: bool,
 }
 
 #[derive(Debug)]
 struct State {
     slots: Slots,
     /// Segments that no thread has pinned or given up yet.
-    pending: u64,
+    pending: BTreeSet<u64>,
     trouble: Option<String>,
 }
 
@@ -73,35 +72,32 @@ impl Pool {
         }
         prefer(base, bytes as usize, node);
         let segments = bytes / SEGMENT;
-        let inherited = book.entries().next().is_some();
+        let order = order(segments, book.entries().map(|(slot, _)| slot));
         let slots = Slots::with_book(SEGMENT_SLOTS, Arc::clone(&book));
         let pool = Arc::new(Self {
             base: base as usize,
             bytes,
             pinned: AtomicU64::new(0),
-            state: Mutex::new(State { slots, pending: segments, trouble: None }),
+            state: Mutex::new(State { slots, pending: (0..segments).collect(), trouble: None }),
             grown: Condvar::new(),
             book,
-            inherited,
         });
-        let next = Arc::new(AtomicU64::new(0));
+        let (order, next) = (Arc::new(order), Arc::new(AtomicUsize::new(0)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..cores.min(MOST_THREADS).min(segments as usize) {
-            let (pool, next, device) = (Arc::clone(&pool), Arc::clone(&next), Arc::clone(device));
-            std::thread::Builder::new().name("pin".to_owned()).spawn(move || pool.pin_all(&next, &device))?;
+            let (pool, device) = (Arc::clone(&pool), Arc::clone(device));
+            let (order, next) = (Arc::clone(&order), Arc::clone(&next));
+            let pin = move || pool.pin_all(&order, &next, &device);
+            std::thread::Builder::new().name("pin".to_owned()).spawn(pin)?;
         }
         Ok(pool)
     }
 
-    fn pin_all(&self, next: &AtomicU64, device: &Device) {
-        loop {
-            let segment = next.fetch_add(1, Ordering::Relaxed);
-            if segment >= self.bytes / SEGMENT {
-                return;
-            }
+    fn pin_all(&self, order: &[u64], next: &AtomicUsize, device: &Device) {
+        while let Some(&segment) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = device.enter().and_then(|()| self.pin(segment));
             let mut state = self.lock();
-            state.pending -= 1;
+            state.pending.remove(&segment);
             match outcome {
                 Ok(()) => {
                     self.pinned.fetch_add(SEGMENT, Ordering::Relaxed);
@@ -156,25 +152,27 @@ impl Pool {
                 return Some(runs);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if state.pending == 0 || left.is_zero() {
+            if state.pending.is_empty() || left.is_zero() {
                 return None;
             }
             state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Waits until what an earlier server has left can be copied from at full speed.
-    pub(super) fn inherited_is_pinned(&self) {
-        if self.inherited {
-            self.settled();
-        }
-    }
-
-    /// Waits until every segment is pinned or given up.
-    pub(super) fn settled(&self) {
+    /// Waits until the segments of these slots are pinned or given up; false if they are not by then.
+    pub(super) fn is_pinned(&self, slots: impl Iterator<Item = u32>, deadline: Instant) -> bool {
         let mut state = self.lock();
-        while state.pending > 0 {
-            state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.pending.is_empty() {
+            return true;
+        }
+        let mut wanted: BTreeSet<u64> = slots.map(segment_of).collect();
+        loop {
+            wanted.retain(|segment| state.pending.contains(segment));
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wanted.is_empty() || left.is_zero() {
+                return wanted.is_empty();
+            }
+            state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -182,6 +180,17 @@ impl Pool {
     pub(super) fn address(&self, slot: u32) -> *mut c_void {
         (self.base + slot as usize * BLOCK) as *mut c_void
     }
+}
+
+fn segment_of(slot: u32) -> u64 {
+    u64::from(slot / SEGMENT_SLOTS)
+}
+
+/// The segments, those with one of these slots first.
+fn order(segments: u64, slots: impl Iterator<Item = u32>) -> Vec<u64> {
+    let first: BTreeSet<u64> = slots.map(segment_of).filter(|segment| *segment < segments).collect();
+    let rest = (0..segments).filter(|segment| !first.contains(segment));
+    first.iter().copied().chain(rest).collect()
 }
 
 /// Asks the kernel to take the range's memory from that NUMA node while it has some.
@@ -193,5 +202,17 @@ fn prefer(base: *mut c_void, bytes: usize, node: Option<u32>) {
     // SAFETY: a range of the pool's own mapping and a live mask of 64 bits; a refusal leaves the default, which works.
     unsafe {
         libc::syscall(libc::SYS_mbind, base, bytes, PREFERRED, &raw const nodes, 65u64, 0u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_engines_wait_for_is_pinned_first() {
+        let slots = [2 * SEGMENT_SLOTS + 5, 2 * SEGMENT_SLOTS + 7, 4 * SEGMENT_SLOTS - 1];
+        assert_eq!(order(5, slots.into_iter()), [2, 3, 0, 1, 4]);
+        assert_eq!(order(3, std::iter::empty()), [0, 1, 2]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::book::{Book, Owner};
-use super::call::{Beside, Moved, ParkAnswer, ParkCall, ParkedProcess, PoolState};
+use super::call::{Beside, Moved, PINNING, ParkAnswer, ParkCall, ParkedProcess, PoolState};
 use super::device::Device;
 use super::engine::{Course, Process};
 use super::ledger::{Block, Ledger};
@@ -229,6 +229,24 @@ impl MemoryServer {
             }
         }
         None
+    }
+
+    /// Waits until what an earlier server has left of a process is pinned: the driver refuses copies from and to memory
+    /// that is half so.
+    ///
+    /// # Errors
+    /// A refusal that says how far it is, after which it can be tried again.
+    pub(super) fn pinned(&self, process: &Process, wait: Duration) -> Result<(), Refusal> {
+        if self.pool.is_pinned(process.slots(), Instant::now() + wait) {
+            return Ok(());
+        }
+        let (bytes, pinned, ..) = self.pool.state();
+        let text = format!(
+            "the memory server was started anew and still pins its pool: {} MiB of {}; what is out lies there",
+            pinned >> 20,
+            bytes >> 20
+        );
+        Err(Refusal { name: PINNING.to_owned(), ..in_the_way(process.link.pid(), &text) })
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<i32, Arc<Known>>> {

@@ -167,6 +167,11 @@ impl Park {
                     "{} of its {count} parked processes are known to the memory server",
                     moved.processes
                 ),
+                // A large pool is pinned anew in minutes.
+                Err(GpuError::Refused(refusal)) if refusal.is_pinning() && log.left() > LOOK_AGAIN => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
                 Err(error @ GpuError::Refused(_)) => {
                     let short = is_shortage(&error);
                     return Err(NotBack { reason: error.to_string(), out: true, short });
@@ -228,7 +233,7 @@ fn ended(pids: &[i32]) -> Option<i32> {
 }
 
 fn is_shortage(error: &GpuError) -> bool {
-    matches!(error, GpuError::Refused(refusal) if refusal.is_shortage())
+    matches!(error, GpuError::Refused(refusal) if refusal.is_shortage() || refusal.is_pinning())
 }
 
 fn pids(tree: &[ProcId]) -> Vec<i32> {
