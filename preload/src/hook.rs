@@ -81,6 +81,12 @@ pub(crate) fn named(name: &CStr) -> Option<&'static Hook> {
     all().find(|hook| hook.name == name)
 }
 
+/// Whether there is a hook of that name, acting or not.
+#[cfg(test)]
+pub(crate) fn exists(name: &CStr) -> bool {
+    TABLES.iter().copied().flatten().any(|hook| hook.name == name)
+}
+
 /// `CUDA_ERROR_NOT_FOUND`: what a call to a function returns that this driver does not have.
 pub(crate) const NOT_FOUND: i32 = 500;
 

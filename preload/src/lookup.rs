@@ -88,7 +88,11 @@ fn exported(found: *mut c_void) -> bool {
 
 /// The variant of the name that is meant, for a driver that hands out other addresses than it exports.
 fn by_name(name: &CStr, version: c_int, flags: u64) -> Option<&'static Hook> {
-    let name = name.to_str().ok()?;
+    variants(name.to_str().ok()?, version, flags).find_map(|variant| hook::named(&variant))
+}
+
+/// What may be meant by a name, what is likeliest first.
+fn variants(name: &str, version: c_int, flags: u64) -> impl Iterator<Item = CString> {
     let threads: &[&str] = if flags & PER_THREAD != 0 { &["_ptsz", "_ptds", ""] } else { &[""] };
     let variants: &[&str] = match CHANGED.iter().find(|(changed, _)| *changed == name) {
         Some((_, since)) if version < *since => &[""],
@@ -97,8 +101,8 @@ fn by_name(name: &CStr, version: c_int, flags: u64) -> Option<&'static Hook> {
     };
     threads
         .iter()
-        .flat_map(|thread| variants.iter().map(move |variant| format!("{name}{variant}{thread}")))
-        .find_map(|variant| hook::named(&CString::new(variant).ok()?))
+        .flat_map(move |thread| variants.iter().map(move |variant| format!("{name}{variant}{thread}")))
+        .filter_map(|variant| CString::new(variant).ok())
 }
 
 #[cfg(test)]
@@ -107,17 +111,20 @@ mod tests {
 
     #[test]
     fn a_name_means_what_the_version_says() {
-        let meant = |name: &CStr, version, flags| by_name(name, version, flags).map(|hook| hook.name);
-        assert_eq!(meant(c"cuMemAlloc", 11000, 0), Some(c"cuMemAlloc_v2"));
-        assert_eq!(meant(c"cuMemcpyAsync", 11000, 0), Some(c"cuMemcpyAsync"));
-        assert_eq!(meant(c"cuMemcpyAsync", 11000, PER_THREAD), Some(c"cuMemcpyAsync_ptsz"));
+        let meant = |name: &str, version, flags| {
+            let hooked = variants(name, version, flags).find(|variant| hook::exists(variant));
+            hooked.map(|variant| variant.into_string().expect("letters")).unwrap_or_default()
+        };
+        assert_eq!(meant("cuMemAlloc", 11000, 0), "cuMemAlloc_v2");
+        assert_eq!(meant("cuMemcpyAsync", 11000, 0), "cuMemcpyAsync");
+        assert_eq!(meant("cuMemcpyAsync", 11000, PER_THREAD), "cuMemcpyAsync_ptsz");
         // The first variant takes four arguments, and is not hooked.
-        assert_eq!(meant(c"cuGraphExecUpdate", 10020, 0), None);
-        assert_eq!(meant(c"cuGraphExecUpdate", 12000, 0), Some(c"cuGraphExecUpdate_v2"));
-        assert_eq!(meant(c"cuMulticastBindMem", 12010, 0), Some(c"cuMulticastBindMem"));
-        assert_eq!(meant(c"cuMulticastBindMem", 13010, 0), Some(c"cuMulticastBindMem_v2"));
-        assert_eq!(meant(c"cuMemcpyBatchAsync", 12080, PER_THREAD), Some(c"cuMemcpyBatchAsync_ptsz"));
-        assert_eq!(meant(c"cuGetProcAddress", 11030, 0), Some(c"cuGetProcAddress"));
-        assert_eq!(meant(c"cuGetProcAddress", 12000, 0), Some(c"cuGetProcAddress_v2"));
+        assert_eq!(meant("cuGraphExecUpdate", 10020, 0), "");
+        assert_eq!(meant("cuGraphExecUpdate", 12000, 0), "cuGraphExecUpdate_v2");
+        assert_eq!(meant("cuMulticastBindMem", 12010, 0), "cuMulticastBindMem");
+        assert_eq!(meant("cuMulticastBindMem", 13010, 0), "cuMulticastBindMem_v2");
+        assert_eq!(meant("cuMemcpyBatchAsync", 12080, PER_THREAD), "cuMemcpyBatchAsync_ptsz");
+        assert_eq!(meant("cuGetProcAddress", 11030, 0), "cuGetProcAddress");
+        assert_eq!(meant("cuGetProcAddress", 12000, 0), "cuGetProcAddress_v2");
     }
 }
