@@ -15,7 +15,7 @@ use crate::pool;
 use crate::process;
 use crate::registry::{self, SMALLEST};
 
-/// Bytes that the engine may hold on a GPU, as `cuMemGetInfo` tells it.
+/// Bytes that the engine may hold on a GPU: all there is, as `cuMemGetInfo` tells it.
 const BUDGET: &str = "SWAPSERVE_GPU_BUDGET";
 /// `CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT` of every GPU so far is smaller or equal.
 const PITCH: usize = 512;
@@ -203,6 +203,11 @@ hooks! {
             let left = budget.saturating_sub(registry::lock().held(device).saturating_sub(idle));
             // SAFETY: not null, and the driver wrote it.
             unsafe { *free = left.min(*free + idle) };
+            // An engine that takes a share of the whole takes it of the budget.
+            // SAFETY: null, or the driver wrote it.
+            if let Some(total) = unsafe { total.as_mut() } {
+                *total = budget.min(*total);
+            }
         }
         code
     }

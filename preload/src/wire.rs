@@ -18,7 +18,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Version of the messages; both sides come from one build.
+/// Version of the messages; both sides come from one build. [`Kind::Hello`] keeps its number and the place of its value, so
+/// that two builds that meet can tell.
 pub const VERSION: u64 = 2;
 /// Entries of a message at most.
 pub const MOST_ENTRIES: usize = 2048;

@@ -197,3 +197,25 @@ fn of_parked_engines_one_comes_in_while_the_other_goes_out_and_goes_back_if_that
     assert_eq!(all[early - 1], "out 1", "{all:?}");
     assert!(place("went 1", 0) > early && place("came 0", 0) > early, "{all:?}");
 }
+
+#[test]
+fn an_engine_that_wants_all_of_its_memory_free_starts_beside_a_parked_one() {
+    // What is free must be what it was promised although parked ones leave their contexts, and it has one of its own by
+    // then: the small one would fit beside it, but for that. Once it is told a share of the GPU, and once it finds no more than it may take.
+    for share in ["{{ gpu_memory_fraction }}", "1"] {
+        let Some(bench) = Bench::software(1) else { return };
+        Bench::preload_library();
+        let picky = swapped("picky", 100, "park")
+            .replace("gpu_memory = \"132MiB\"", "gpu_memory = \"900MiB\"")
+            .replace("--weights", &format!("--utilization {share} --weights"));
+        let memory = "[memory]\npool = \"1536MiB\"\ngpu_headroom = \"0B\"\n";
+        let text = swapped("first", 400, "park") + &swapped("small", 64, "park") + &picky + memory;
+        let service = Service::start_in(&text, &bench.environment());
+        let log = service.log();
+        assert!(!log.contains("is less than desired"), "{log}");
+        assert_eq!(service.model("first")["state"], "out", "{log}");
+        let (first, picky) = (service.answer("first"), service.answer("picky"));
+        assert_eq!((service.answer("first"), service.answer("picky")), (first, picky));
+        assert_eq!(service.model("picky")["mechanism"], "park", "{}", service.log());
+    }
+}

@@ -202,6 +202,7 @@ async fn free_memory_is_what_is_left_of_the_budget() {
     let engine = garage.bench.engine_with(&["--weights", "2MiB"], &environment);
     let free = || number(&engine, json!({"do": "info"}), "free");
     assert_eq!(free(), 98 * MIB);
+    assert_eq!(number(&engine, json!({"do": "info"}), "total"), 100 * MIB, "the budget is all there is");
     let plain = number(&engine, json!({"do": "alloc", "bytes": 30 * MIB}), "address");
     assert_eq!(free(), 68 * MIB);
     step(&engine, json!({"do": "free", "address": plain}));

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType};
 use serde_json::json;
 use swapserve::gpu::park::call::PoolState;
 use swapserve::gpu::park::why::why_not;
@@ -56,6 +57,33 @@ async fn one_that_opens_the_driver_past_the_library() {
     let reason = reason(&garage, &engine).await.unwrap();
     assert!(reason.contains("RTLD_DEEPBIND"), "{reason}");
     engine.check();
+}
+
+#[tokio::test]
+async fn one_whose_library_is_of_another_version() {
+    let garage = Garage::new(Bench::any(), 256);
+    garage.pool().await;
+    // This process says hello in its place: kind 1, and version 99 at the eighth byte.
+    let mut hello = [0u8; 64];
+    (hello[0], hello[8]) = (1, 99);
+    let (_, name) = garage.environment().pop().expect("the door is named");
+    let name = name.into_string().expect("it is text");
+    let door = SocketAddrUnix::new_abstract_name(name.trim_start_matches('@').as_bytes()).unwrap();
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    rustix::net::connect(&socket, &door).unwrap();
+    rustix::net::send(&socket, &hello, SendFlags::empty()).unwrap();
+    let own = std::process::id().cast_signed();
+    let deadline = std::time::Instant::now() + LONG;
+    let reason = loop {
+        if let Some(reason) = why_not(&[own], &garage.pool().await, &[])
+            && reason.contains("another version")
+        {
+            break reason;
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing is said of its version");
+        tokio::task::yield_now().await;
+    };
+    assert!(reason.contains("install both from one build"), "{reason}");
 }
 
 #[tokio::test]

@@ -99,6 +99,9 @@ pub struct PoolState {
     pub trouble: Option<String>,
     /// Processes that can be parked.
     pub processes: Vec<ParkedProcess>,
+    /// Processes whose preload library is of another version than the memory server.
+    #[serde(default)]
+    pub other_versions: Vec<i32>,
 }
 
 /// One process with the preload library.

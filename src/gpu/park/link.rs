@@ -29,7 +29,8 @@ impl Link {
     /// Waits for the process's greeting.
     ///
     /// # Errors
-    /// If it speaks another protocol, or not at all.
+    /// If it speaks another version of the protocol ([`io::ErrorKind::Unsupported`]) or something else
+    /// ([`io::ErrorKind::InvalidData`]), or not at all.
     pub(super) fn greet(socket: OwnedFd, pid: i32) -> io::Result<Self> {
         Self::greet_within(socket, pid, PATIENCE)
     }
@@ -58,7 +59,12 @@ impl Link {
             Some((hello, _)) if hello.kind == Kind::Hello && hello.value == wire::VERSION => {
                 Ok(Self { socket, pid, patience, broken: AtomicBool::new(false) })
             }
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a preload library of another version")),
+            Some((hello, _)) if hello.kind == Kind::Hello => {
+                let (its, ours) = (hello.value, wire::VERSION);
+                let text = format!("a preload library of another version ({its}, this is {ours})");
+                Err(io::Error::new(io::ErrorKind::Unsupported, text))
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no preload library")),
         }
     }
 
@@ -263,6 +269,8 @@ mod tests {
         let mut hello = Message::new(Kind::Hello);
         hello.value = wire::VERSION + 1;
         wire::send(theirs.as_fd(), &hello, &[]).unwrap();
-        assert!(Link::greet(ours, 1).unwrap_err().to_string().contains("another version"));
+        let refused = Link::greet(ours, 1).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        assert!(refused.to_string().contains("another version"), "{refused}");
     }
 }

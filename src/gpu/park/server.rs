@@ -1,6 +1,6 @@
 //! The memory server: the pool, the GPUs, and the processes that have connected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ pub struct MemoryServer {
     /// Copies that an earlier server has left, of processes that have not connected to this one yet; nothing of one that
     /// is being met.
     left: Mutex<BTreeMap<Owner, Option<Ledger>>>,
+    /// Processes whose preload library is of another version.
+    other_versions: Mutex<BTreeSet<i32>>,
 }
 
 /// A process that has connected.
@@ -82,7 +84,8 @@ impl MemoryServer {
         let left = Mutex::new(left.into_iter().map(|(owner, ledger)| (owner, Some(ledger))).collect());
         let processes = Mutex::default();
         let switches = Switches::default();
-        let server = Arc::new(Self { devices, pool, zero, switches, processes, left });
+        let other_versions = Mutex::default();
+        let server = Arc::new(Self { devices, pool, zero, switches, processes, left, other_versions });
         let watcher = Arc::clone(&server);
         std::thread::Builder::new()
             .name("park door".to_owned())
@@ -140,7 +143,8 @@ impl MemoryServer {
             asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
         });
         let (bytes, pinned, used, trouble) = self.pool.state();
-        PoolState { bytes, pinned, used, trouble, processes }
+        let other_versions = lock(&self.other_versions).iter().copied().collect();
+        PoolState { bytes, pinned, used, trouble, processes, other_versions }
     }
 
     /// Brings processes back, all of them or none.
@@ -284,10 +288,15 @@ impl MemoryServer {
         let link = match Link::greet(socket, pid) {
             Ok(link) => link,
             Err(error) => {
-                eprintln!("gpu-server: process {pid} cannot be parked: {error}");
+                // It comes again and again; once is enough to be told.
+                let other = error.kind() == std::io::ErrorKind::Unsupported;
+                if !other || lock(&self.other_versions).insert(pid) {
+                    eprintln!("gpu-server: process {pid} cannot be parked: {error}");
+                }
                 return;
             }
         };
+        lock(&self.other_versions).remove(&pid);
         let known = self.known().get(&pid).cloned();
         if let Some(known) = known {
             lock(&known.process).link = link;
@@ -316,6 +325,7 @@ impl MemoryServer {
 
     fn forget(self: &Arc<Self>, pid: i32) {
         let gone = self.known().remove(&pid);
+        lock(&self.other_versions).remove(&pid);
         let server = Arc::clone(self);
         // A move of it may still be failing.
         std::thread::spawn(move || {

@@ -6,7 +6,8 @@
 //!  /proc (what is loaded in whom)      ──┘
 //! ```
 //!
-//! A process with the preload library connects with its first allocation of 1 MiB or more. One that holds GPU memory and
+//! A process with the preload library connects with its first allocation of 1 MiB or more, and is refused where the two are of
+//! different versions. One that holds GPU memory and
 //! has not connected reached the driver past the library; what lies in its address space tells how.
 
 use std::os::unix::fs::MetadataExt;
@@ -30,6 +31,8 @@ pub struct Seen {
     pub held: Option<u64>,
     /// What the memory server knows of it; nothing while it has not connected.
     pub known: Option<ParkedProcess>,
+    /// Its preload library is of another version than the memory server.
+    pub other_version: bool,
     /// What can be said of its program.
     pub program: Program,
 }
@@ -62,7 +65,8 @@ pub fn why_not(pids: &[i32], pool: &PoolState, held: &[ProcessMemory]) -> Option
         let mut bytes = held.iter().filter(|it| it.pid == pid).peekable();
         let held = bytes.peek().is_some().then(|| bytes.filter_map(|it| it.bytes).sum());
         let program = if known.is_some() { Program::default() } else { Program::of(pid) };
-        Seen { pid, held, known, program }
+        let other_version = pool.other_versions.contains(&pid);
+        Seen { pid, held, known, other_version, program }
     };
     judge(&pids.iter().map(seen).collect::<Vec<_>>())
 }
@@ -72,8 +76,7 @@ pub fn judge(seen: &[Seen]) -> Option<String> {
     let known: Vec<&ParkedProcess> = seen.iter().filter_map(|it| it.known.as_ref()).collect();
     let parkable: u64 = known.iter().map(|it| it.here + it.away).sum();
     // Those that use a GPU and have not connected, whoever holds most first.
-    let mut strangers: Vec<&Seen> =
-        seen.iter().filter(|it| it.known.is_none() && (it.held.is_some() || it.program.driver)).collect();
+    let mut strangers: Vec<&Seen> = seen.iter().filter(|it| it.known.is_none() && it.uses_a_gpu()).collect();
     strangers.sort_by_key(|it| std::cmp::Reverse(it.held));
     if parkable > 0 {
         let large = strangers.iter().find(|it| it.held.unwrap_or(0) > CONTEXT)?;
@@ -130,7 +133,11 @@ fn nothing_parkable(known: &[&ParkedProcess]) -> String {
 }
 
 impl Seen {
-    /// Why this process, which uses a GPU, has not connected.
+    fn uses_a_gpu(&self) -> bool {
+        self.held.is_some() || self.program.driver || self.other_version
+    }
+
+    /// Why this process, which uses a GPU, is not known to the memory server.
     fn reason(&self) -> String {
         let Self { pid, program, .. } = self;
         let held = match self.held {
@@ -139,6 +146,10 @@ impl Seen {
         };
         let name = if program.name.is_empty() { String::new() } else { format!(" ({})", program.name) };
         let because = match program {
+            _ if self.other_version => {
+                "the preload library in it is of another version than this program: install both from one build, or have \
+                 SWAPSERVE_PRELOAD name the library that belongs to it"
+            }
             Program { readable: false, .. } => {
                 "has not met the memory server, and what is loaded in it cannot be read: it has ended, or runs with other rights (setuid), which take no preload library"
             }
@@ -221,7 +232,8 @@ mod tests {
     }
 
     fn stranger(held: u64, program: Program) -> Seen {
-        Seen { pid: 9, held: Some(held), known: None, program: Program { readable: true, ..program } }
+        let program = Program { readable: true, ..program };
+        Seen { pid: 9, held: Some(held), program, ..Seen::default() }
     }
 
     #[test]
@@ -260,6 +272,7 @@ mod tests {
             (stranger(GIB, Program { driver: false, ..default.clone() }), "without libcuda.so.1"),
             (stranger(GIB, Program { elsewhere: true, ..default.clone() }), "network namespace"),
             (stranger(GIB, default.clone()), "RTLD_DEEPBIND"),
+            (Seen { other_version: true, ..stranger(GIB, default.clone()) }, "of another version"),
             (Seen { held: Some(1), ..Seen::default() }, "cannot be read"),
             (Seen::default(), "none of its processes uses a GPU"),
         ] {

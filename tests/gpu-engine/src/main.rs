@@ -8,6 +8,7 @@
 //! | option | effect |
 //! | --- | --- |
 //! | `--weights`, `--cache` | device memory; the cache is what `/sleep` gives up and `/wake_up` takes again |
+//! | `--utilization F` | like vLLM it ends at once unless that share of what `cuMemGetInfo` calls the whole is free |
 //! | `--workers N` | N child processes that hold as much each, as tensor-parallel ranks do |
 //! | `--managed` | the weights are managed memory (UVM) |
 //! | `--imported` | a worker imports 64 MiB that this process exports as a file descriptor |
@@ -63,6 +64,9 @@ fn run() -> Result<(), String> {
     cuda.use_device(0)?;
     if options.bus {
         return bus::measure(&cuda);
+    }
+    if let Some(share) = options.utilization {
+        memory::look_for(&cuda, share)?;
     }
     let held = memory::Held::allocate(&cuda, &options)?;
     let shared =

@@ -26,6 +26,22 @@ pub struct Held {
     seed: u32,
 }
 
+/// Whether that share of the GPU is free, as vLLM looks for it before it allocates anything.
+pub fn look_for(cuda: &Cuda, share: f64) -> Result<(), String> {
+    let (mut free, mut total) = (0usize, 0usize);
+    cuda_call!(cuda, cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
+    let wanted = (total as f64 * share) as usize;
+    if free >= wanted {
+        return Ok(());
+    }
+    Err(format!(
+        "free memory on device ({} of {} MiB) is less than desired GPU memory utilization ({share}, {} MiB)",
+        free >> 20,
+        total >> 20,
+        wanted >> 20
+    ))
+}
+
 impl Held {
     /// Allocates and fills weights and cache.
     pub fn allocate(cuda: &Cuda, options: &Options) -> Result<Self, String> {

@@ -15,6 +15,8 @@ pub struct Options {
     pub weights: u64,
     /// Bytes that a sleep gives up.
     pub cache: u64,
+    /// Share of the GPU that has to be free at the start.
+    pub utilization: Option<f64>,
     /// Child processes that hold as much.
     pub workers: u32,
     /// Weights in managed memory.
@@ -57,6 +59,10 @@ impl Options {
                 "--model" => options.model = value()?,
                 "--weights" => options.weights = number(&value()?)?,
                 "--cache" => options.cache = number(&value()?)?,
+                "--utilization" => {
+                    let share = value()?;
+                    options.utilization = Some(share.parse().map_err(|error| format!("{share}: {error}"))?);
+                }
                 "--workers" => options.workers = number(&value()?)? as u32,
                 "--managed" => options.managed = true,
                 "--imported" => options.imported = true,
