@@ -176,6 +176,15 @@ mod tests {
     }
 
     #[test]
+    fn where_no_engine_may_be_parked_there_is_no_pool() {
+        let none = [r#"swap = ["checkpoint", "restart"]"#, r#"swap = "restart""#];
+        assert_eq!(pool(&plan("", &none), &has(100)), Bytes(0));
+        assert_eq!(pool(&plan("pool = \"4GiB\"", &none), &has(100)), Bytes(0), "whatever its size was to be");
+        assert_eq!(pool(&plan("pool = \"0B\"", &[r#"swap = "park""#]), &has(100)), Bytes(0));
+        assert_eq!(pool(&plan("pool = \"4GiB\"", &[r#"swap = "park""#]), &has(100)), Bytes::gib(4));
+    }
+
+    #[test]
     fn enough_host_memory_keeps_the_ladder() {
         let mut plan = plan("", &[r#"swap = ["checkpoint", "restart"]"#]);
         keep_within_host(&mut plan, &host(8)).unwrap();

@@ -195,3 +195,42 @@ fn spec(model: &ModelPlan, gpus: &[usize], capacity: &Footprint) -> ModelSpec {
         preparation: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn plan(models: &[&str]) -> Plan {
+        let model = |(at, more): (usize, &&str)| {
+            format!(
+                "[models.m{at}]\nengine = \"custom\"\ncommand = [\"sh\", \"{{{{ port }}}}\"]\ngpus = 1\n{more}\n"
+            )
+        };
+        let text: String = models.iter().enumerate().map(model).collect();
+        config::parse(std::path::Path::new("models.toml"), &text, &config::Context::default()).unwrap()
+    }
+
+    /// What each model's ladder tries first on one GPU of so many GiB.
+    fn first(models: &[&str], gib: u64) -> Vec<MechanismKind> {
+        let mut plan = plan(models);
+        let gpus = vec![SmallVec::from_slice(&[0]); models.len()];
+        leave_nothing_where_it_adds_up(&mut plan, &gpus, &Footprint::on_gpus(&[0], Bytes::gib(gib)));
+        plan.models.iter().map(|model| model.swap[0]).collect()
+    }
+
+    #[test]
+    fn what_parked_engines_leave_is_taken_too_where_it_adds_up() {
+        use MechanismKind::{Checkpoint, Park, ParkCheckpoint};
+        let large = "gpu_memory = \"20GiB\"";
+        // Two others leave 2 GiB, and the largest can spare 4, or 1.
+        assert_eq!(first(&[large; 3], 24), [Park; 3]);
+        assert_eq!(first(&[large; 3], 21), [ParkCheckpoint; 3]);
+        // What the config names stays as it is.
+        let named = |swap: &str| format!("{large}\nswap = {swap}");
+        let (park, both) = (named("\"park\""), named("[\"checkpoint\", \"park\"]"));
+        assert_eq!(first(&[large, &park, &both], 21), [ParkCheckpoint, Park, Checkpoint]);
+        // One alone has nobody whose rest is in its way.
+        assert_eq!(first(&[large], 20), [Park]);
+    }
+}
