@@ -18,6 +18,13 @@ use std::{
     time::Instant,
 };
 
+/// Whether this way, state and fault are struck together: `scripts/faults` has each with each, `cargo test` a cross-section in which
+/// every way, every state and every fault has its turn.
+pub fn chosen(way: usize, state: usize, fault: Option<usize>) -> bool {
+    let whole = std::env::var_os("SWAPSERVE_FAULT_ROWS").is_some();
+    whole || (way == state % 2 && fault.is_none_or(|fault| fault == state / 2 % 2))
+}
+
 /// Asks `other` again and again until it is dropped.
 pub struct Bystander {
     stop: Arc<AtomicBool>,

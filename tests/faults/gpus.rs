@@ -1,7 +1,7 @@
 //! Engines on the software driver's GPU, swapped by `checkpoint` slowly enough to be hit in the middle; and the gpu server.
 
 use crate::{
-    case::{Case, Stream, another_pid, children, is_stopped, pid, signal},
+    case::{Case, Stream, another_pid, children, chosen, is_stopped, pid, signal},
     gpu_bench::Bench,
     service::{Service, eventually},
 };
@@ -81,6 +81,8 @@ fn gpu_server(service: &Service) -> i32 {
     children(daemon).into_iter().find(is_it).expect("the daemon has a gpu server")
 }
 
+/// What a process is struck with.
+const FAULTS: [(&str, Signal); 2] = [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)];
 /// The states in which the victim is struck.
 const STATES: [&str; 6] = ["starting", "streaming", "resident", "swapping_out", "out", "swapping_in"];
 
@@ -171,11 +173,14 @@ impl Scene {
     }
 }
 
-/// Every way of swapping in every state.
-fn everywhere(mut act: impl FnMut(Scene)) {
-    for way in WAYS {
-        for wanted in STATES {
-            if let Some(scene) = Scene::set(way, wanted, false) {
+/// Every way of swapping in every state; with `workers`, of an engine that has one.
+fn everywhere(fault: Option<usize>, workers: bool, mut act: impl FnMut(Scene)) {
+    for (at, way) in WAYS.into_iter().enumerate() {
+        for (state, wanted) in STATES.into_iter().enumerate() {
+            if !chosen(at, state, fault) {
+                continue;
+            }
+            if let Some(scene) = Scene::set(way, wanted, workers) {
                 act(scene);
             }
         }
@@ -184,7 +189,7 @@ fn everywhere(mut act: impl FnMut(Scene)) {
 
 #[test]
 fn the_engine_is_killed() {
-    everywhere(|scene| {
+    everywhere(None, false, |scene| {
         let (first, name) = (scene.first, scene.way.name);
         let (_bench, case, stream) = scene.struck(name, "kill -9", |_| signal(first, Signal::SIGKILL));
         if let Some(mut stream) = stream {
@@ -197,7 +202,7 @@ fn the_engine_is_killed() {
 
 #[test]
 fn the_engine_is_stopped() {
-    everywhere(|scene| {
+    everywhere(None, false, |scene| {
         let (first, name) = (scene.first, scene.way.name);
         let (_bench, case, stream) = scene.struck(name, "SIGSTOP", |_| signal(first, Signal::SIGSTOP));
         if let Some(mut stream) = stream {
@@ -213,35 +218,32 @@ fn the_engine_is_stopped() {
 
 #[test]
 fn a_worker_of_the_engine() {
-    for way in WAYS {
-        for wanted in STATES {
-            for (fault, number) in [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)] {
-                let Some(scene) = Scene::set(way, wanted, true) else { return };
-                let first = scene.first;
-                eventually("it has a worker", || !children(first).is_empty());
-                let worker = children(first)[0];
-                let name = if way.mechanism == "park" { "GPU, worker of parked" } else { "GPU, worker" };
-                let (_bench, case, _) = scene.struck(name, fault, |_| signal(worker, number));
-                if number == Signal::SIGKILL {
-                    // Whatever it was to do next shows that the engine is not whole.
-                    case.service.chat("victim", serde_json::json!({ "max_tokens": 4 })).send().unwrap();
-                    another_pid(&case.service, "victim", first);
-                    case.recovers("found out; started again");
-                } else {
-                    case.service.answer("victim");
-                    assert!(!is_stopped(worker));
-                    let same = pid(&case.service, "victim") == Some(first);
-                    case.recovers(if same { "continued; nothing lost" } else { "given up; started again" });
-                }
+    for (at, (fault, number)) in FAULTS.into_iter().enumerate() {
+        everywhere(Some(at), true, |scene| {
+            let first = scene.first;
+            eventually("it has a worker", || !children(first).is_empty());
+            let worker = children(first)[0];
+            let name = if scene.way.mechanism == "park" { "GPU, worker of parked" } else { "GPU, worker" };
+            let (_bench, case, _) = scene.struck(name, fault, |_| signal(worker, number));
+            if number == Signal::SIGKILL {
+                // Whatever it was to do next shows that the engine is not whole.
+                case.service.chat("victim", serde_json::json!({ "max_tokens": 4 })).send().unwrap();
+                another_pid(&case.service, "victim", first);
+                case.recovers("found out; started again");
+            } else {
+                case.service.answer("victim");
+                assert!(!is_stopped(worker));
+                let same = pid(&case.service, "victim") == Some(first);
+                case.recovers(if same { "continued; nothing lost" } else { "given up; started again" });
             }
-        }
+        });
     }
 }
 
 #[test]
 fn the_gpu_server() {
-    for (fault, number) in [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)] {
-        everywhere(|scene| {
+    for (at, (fault, number)) in FAULTS.into_iter().enumerate() {
+        everywhere(Some(at), false, |scene| {
             let (first, server) = (scene.first, gpu_server(&scene.service));
             let parked = scene.way.mechanism == "park";
             let name = if parked { "gpu server, parking" } else { "gpu server" };
