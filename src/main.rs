@@ -2,13 +2,15 @@
 
 fn main() -> std::process::ExitCode {
     // The daemon's own children, not verbs for people: they must not pay for, or depend on, the command line.
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == "gpu-server") {
+    let verb = std::env::args_os().nth(1);
+    let is = |name: &str| verb.as_ref().is_some_and(|verb| verb == name);
+    if is(swapserve::gpu::launch::SERVER_VERB) {
         swapserve::gpu::server::main();
     }
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::warden::VERB) {
+    if is(swapserve::process::warden::VERB) {
         swapserve::process::warden::main(std::env::args_os().skip(2), swapserve::job::leftovers::sweep_own);
     }
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == swapserve::process::janitor::VERB) {
+    if is(swapserve::process::janitor::VERB) {
         swapserve::process::janitor::main(std::env::args_os().skip(2), swapserve::job::leftovers::sweep_own);
     }
     if swapserve::cli::epilog::is_wanted() {

@@ -2,8 +2,8 @@
 //!
 //! A freed region is kept, with an event on its stream, for the next allocation of about its size, whose stream waits for
 //! the event. Kept regions are given back before the engine is parked, when memory runs out, when the engine trims a
-//! pool, and, once their last use is over, beyond what [`KEPT`] or a pool's release threshold allows. Allocations inside a stream capture, and those from a pool that can be exported or is of a limited size, stay
-//! with the driver.
+//! pool, and, once their last use is over, beyond what [`KEPT`] or a pool's release threshold allows. Allocations inside a
+//! stream capture, and those from a pool that can be exported or is of a limited size, stay with the driver.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -65,7 +65,11 @@ fn pools() -> MutexGuard<'static, BTreeMap<usize, Pool>> {
 
 /// Bytes of a device that are kept for the next allocation.
 pub(crate) fn idle_bytes(device: c_int) -> usize {
-    idle().iter().filter(|region| region.device == device).map(|region| region.reserved).sum()
+    bytes_on(device, &idle())
+}
+
+fn bytes_on(device: c_int, kept: &[Idle]) -> usize {
+    kept.iter().filter(|region| region.device == device).map(|region| region.reserved).sum()
 }
 
 /// Gives every kept region back once its last use is over; false if there was none.
@@ -75,35 +79,18 @@ pub(crate) fn drop_idle() -> bool {
     !kept.is_empty()
 }
 
-/// Gives kept regions of a device back until no more than that many bytes are kept.
-fn trim(device: c_int, keep: usize) {
-    let mut kept = idle();
-    let (mut left, mut gone) = (0, Vec::new());
-    for region in std::mem::take(&mut *kept) {
-        if region.device != device || left + region.reserved <= keep {
-            left += if region.device == device { region.reserved } else { 0 };
-            kept.push(region);
-        } else {
-            gone.push(region);
-        }
-    }
-    drop(kept);
-    give_back(&gone);
-}
-
-/// Gives back what is kept of a device beyond what may be, longest unused first, as far as its last use is over.
+/// Gives back what is kept of a device beyond what its pools may keep, as far as its last use is over.
 fn give_surplus_back(device: c_int) {
     let thresholds = pools().values().filter(|pool| pool.device == device).map(|pool| pool.threshold).max();
-    let most = thresholds.unwrap_or(0).max(KEPT);
+    give_back_beyond(device, thresholds.unwrap_or(0).max(KEPT), Idle::is_over);
+}
+
+/// Gives kept regions of a device back, longest unused first of those that may go, until no more than `keep` bytes are kept.
+fn give_back_beyond(device: c_int, keep: usize, may_go: impl Fn(&Idle) -> bool) {
     let mut kept = idle();
-    let mut surplus = kept
-        .iter()
-        .filter(|region| region.device == device)
-        .map(|region| region.reserved)
-        .sum::<usize>()
-        .saturating_sub(most);
+    let mut surplus = bytes_on(device, &kept).saturating_sub(keep);
     let over = |region: &mut Idle| {
-        let gone = surplus > 0 && region.device == device && region.is_over();
+        let gone = surplus > 0 && region.device == device && may_go(region);
         surplus = surplus.saturating_sub(if gone { region.reserved } else { 0 });
         gone
     };
@@ -362,7 +349,7 @@ hooks! {
 
     fn cuMemPoolTrimTo(pool: Handle, keep: usize) {
         if process::enabled() && let Some(device) = From::Pool(pool).device() {
-            trim(device, keep);
+            give_back_beyond(device, keep, |_| true);
         }
         // SAFETY: the caller's own arguments.
         unsafe { real::cuMemPoolTrimTo(pool, keep) }

@@ -149,9 +149,7 @@ impl ModelPlan {
             Reach::Anyone
         }
     }
-}
 
-impl ModelPlan {
     /// Whether its engine may be parked: it runs on GPUs, and its ladder names `park`.
     pub fn may_be_parked(&self) -> bool {
         self.gpus > 0 && self.swap.iter().any(|kind| kind.parks())

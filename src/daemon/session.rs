@@ -25,10 +25,9 @@ use crate::{
 };
 use futures_util::future::{FusedFuture as _, FutureExt as _};
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -197,8 +196,9 @@ impl Session {
             None => None,
         };
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
-        let Wiring { gpus, prepared, starts } =
-            wiring::wire(&plan, &job, &spawner, &found, (&run_dir, log_dir), &parking, options.trial)?;
+        let dirs = (&run_dir, log_dir);
+        let Wiring { prepared, starts } =
+            wiring::wire((&plan, &gpus), &job, &spawner, &found, dirs, &parking, options.trial)?;
         let mut models = specs::specs(&plan, &gpus, &starts, &capacity);
         if !options.trial {
             // Nobody is taken out at its start.
@@ -420,7 +420,7 @@ pub struct EndReport {
 fn log_dir(wanted: Option<&Path>, run_dir: &RunDir) -> Result<PathBuf, SessionError> {
     let Some(wanted) = wanted else { return Ok(run_dir.logs()) };
     let path = wanted.join(run_dir.path().file_name().unwrap_or_default());
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+    match job::rundir::make_private_dir(&path) {
         Ok(()) => Ok(path),
         Err(source) => Err(SessionError::Logs { path, source }),
     }

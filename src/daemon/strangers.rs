@@ -1,8 +1,9 @@
 //! Other people's memory on a shared GPU: the ledger's capacity follows what is really there for this run.
 //!
 //! What a GPU has for us is what NVML calls free and what our own processes hold, while none of them moves. A stranger
-//! who comes makes it less, one who goes makes it more; a process of ours that nobody can end counts as a stranger. NVML can lag behind a swap, and the two questions are not asked
-//! at one moment: so a change counts when two looks in a row agree on it.
+//! who comes makes it less, one who goes makes it more; a process of ours that nobody can end counts as a stranger. NVML
+//! can lag behind a swap, and the two questions are not asked at one moment: so a change counts when two looks in a row
+//! agree on it.
 
 use super::{
     Core,

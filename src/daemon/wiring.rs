@@ -37,8 +37,6 @@ pub enum WiringError {
 
 /// Everything that is needed to begin.
 pub struct Wiring {
-    /// Each model's GPUs among the job's.
-    pub gpus: Vec<SmallVec<[usize; 8]>>,
     /// One a model, not working yet.
     pub prepared: Vec<Prepared>,
     /// What is known of each model's start.
@@ -94,9 +92,10 @@ impl Prepared {
     }
 }
 
-/// Places every engine and prepares its worker. `dirs`: the run directory, and where engines' logs go.
+/// Places every engine near its GPUs and prepares its worker. The plan comes with each model's GPUs among the job's; `dirs`:
+/// the run directory, and where engines' logs go.
 pub fn wire(
-    plan: &Plan,
+    (plan, gpus): (&Plan, &[SmallVec<[usize; 8]>]),
     job: &Job,
     spawner: &Spawner,
     found: &JobGpus,
@@ -105,7 +104,6 @@ pub fn wire(
     trial: bool,
 ) -> Result<Wiring, WiringError> {
     let (run_dir, log_dir) = dirs;
-    let gpus = specs::assign_gpus(plan, &found.totals);
     let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> = gpus
         .iter()
@@ -144,7 +142,7 @@ pub fn wire(
         Prepared { model: ModelId(at as u32), engine, swapper, placement, trial, weights }
     });
     let prepared: Vec<Prepared> = prepared.collect();
-    Ok(Wiring { starts: prepared.iter().map(Prepared::start_facts).collect(), prepared, gpus })
+    Ok(Wiring { starts: prepared.iter().map(Prepared::start_facts).collect(), prepared })
 }
 
 /// What of the machine the job may use. Its memory nodes are those of its cores.

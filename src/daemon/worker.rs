@@ -2,8 +2,7 @@
 //!
 //! A worker is the only owner of its [`Engine`] and [`Swapper`]. It takes one [`Order`] at a time, answers each with one
 //! event, and between orders watches for the engine's own death, and for one that is held to come to its first use of a
-//! GPU. When the run ends its orders are closed: it drops what
-//! it is doing, stops the engine's tree, and returns.
+//! GPU. When the run ends its orders are closed: it drops what it is doing, stops the engine's tree, and returns.
 
 use super::{
     Timeline, hang,
@@ -100,7 +99,7 @@ impl Worker {
                 Next::Strayed => self.strayed().await,
                 Next::Died(status) if self.engine.is_held() => {
                     let error = self.engine.ended_early(status);
-                    self.start_failed(&error).await;
+                    self.launch_failed(&error).await;
                 }
                 Next::Died(status) => {
                     let how = status.map_or("ended".to_owned(), |status| status.to_string());
@@ -196,7 +195,7 @@ impl Worker {
     async fn prepare(&mut self) {
         self.timeline.clear();
         if let Err(error) = self.engine.launch_held().await {
-            return self.start_failed(&error).await;
+            return self.launch_failed(&error).await;
         }
         self.prepared = Some(Prepared { launched: Instant::now(), imports: None });
         self.timeline.enter(Stage::Importing);
@@ -220,17 +219,18 @@ impl Worker {
             "the engine of {name} was launched ahead of its turn and is on a GPU already: it reaches the driver past the \
              preload library; it was stopped and is started in its turn from now on (set start_ahead = false for {name})"
         );
-        self.stop().await;
-        let (model, note) = (self.model, detail.clone());
-        let fault = EngineFault { detail, retry: true };
-        self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+        self.start_failed(EngineFault { detail, retry: true }).await;
     }
 
     /// It has not come as far as its first answer.
-    async fn start_failed(&mut self, error: &engine::LaunchError) {
+    async fn launch_failed(&mut self, error: &engine::LaunchError) {
         self.vain_starts += 1;
         let hope = self.cold_start.is_some() || self.vain_starts < VAIN_STARTS;
-        let fault = EngineFault { retry: hope && error.may_pass(), detail: error.to_string() };
+        self.start_failed(EngineFault { retry: hope && error.may_pass(), detail: error.to_string() }).await;
+    }
+
+    /// Whatever is there of it is stopped.
+    async fn start_failed(&mut self, fault: EngineFault) {
         self.stop().await;
         let note = fault.detail.clone();
         self.report(Event::StartFailed { model: self.model, fault }, Stage::Idle, &note);
@@ -249,7 +249,7 @@ impl Worker {
         // Whatever has not been read by now, the engine has read itself or will not need.
         self.reading.iter().for_each(Reading::stop);
         if let Err(error) = launched {
-            return self.start_failed(&error).await;
+            return self.launch_failed(&error).await;
         }
         self.cold_start = Some(took());
         self.timeline.enter(Stage::Trial);
@@ -271,10 +271,7 @@ impl Worker {
                 let passes = !matches!(fault, TrialError::NoMechanism(_)) || !self.engine.is_alive();
                 self.vain_starts += 1;
                 let retry = passes && self.vain_starts < VAIN_STARTS;
-                let fault = EngineFault { detail: fault.to_string(), retry };
-                self.stop().await;
-                let note = fault.detail.clone();
-                self.report(Event::StartFailed { model, fault }, Stage::Idle, &note);
+                self.start_failed(EngineFault { detail: fault.to_string(), retry }).await;
             }
         }
     }

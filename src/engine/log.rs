@@ -82,12 +82,8 @@ impl EngineLog {
         let tail = all.len().saturating_sub(lines);
         let names_error = |line: &&String| ERRORS.iter().any(|word| line.contains(word));
         let cause = all[..tail].iter().find(names_error);
-        let shown: Vec<&str> = match cause {
-            Some(cause) => {
-                [cause.as_str(), "…"].into_iter().chain(all[tail..].iter().map(String::as_str)).collect()
-            }
-            None => all[tail..].iter().map(String::as_str).collect(),
-        };
+        let cause = cause.map(|cause| [cause.as_str(), "…"]).into_iter().flatten();
+        let shown: Vec<&str> = cause.chain(all[tail..].iter().map(String::as_str)).collect();
         without(shown.join("\n"), secret)
     }
 

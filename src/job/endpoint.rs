@@ -1,15 +1,16 @@
 //! The endpoint file: how another shell, on this node or on the login node, finds the run and its key.
 //!
 //! It lies in the user's home (`~/.swapserve/jobs/`), which clusters share between nodes, unless `--endpoint-file` names
-//! another place: as `JOB.json`, or `JOB-NODE.json` where a step has a run on each of several nodes. It holds the key, so its mode is 0600 from its first byte; it is written whole or not at all, believed
-//! only when it is this user's, and removed with the run.
+//! another place: as `JOB.json`, or `JOB-NODE.json` where a step has a run on each of several nodes. It holds the key, so its
+//! mode is 0600 from its first byte; it is written whole or not at all, believed only when it is this user's, and removed
+//! with the run.
 
-use super::rundir::{RunDirError, write_private};
+use super::rundir::{RunDirError, make_private_dir, write_private};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -100,8 +101,7 @@ impl Endpoint {
     }
 
     /// Publishes it: at `wanted`, or in the user's home under the job's id (outside Slurm, the process's), and its name `among`
-    /// the runs that the step has on other nodes. Another run of this job that lives on this node
-    /// keeps the job's name.
+    /// the runs that the step has on other nodes. Another run of this job that lives on this node keeps the job's name.
     ///
     /// # Errors
     /// When the file or its directory cannot be written.
@@ -110,31 +110,25 @@ impl Endpoint {
             Some(path) => path.to_owned(),
             None => {
                 let dir = home_dir();
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&dir)
-                    .map_err(|source| io_error(&dir, source))?;
-                let by_process = format!("{}-{}", self.node, self.pid);
-                let Some(job) = &self.job else { return self.write(dir.join(format!("{by_process}.json"))) };
-                let name = among.map_or_else(|| job.clone(), |node| format!("{job}-{node}"));
-                let path = dir.join(format!("{name}.json"));
-                // Of one on another node nobody here knows whether it lives: that of a job that was requeued makes way.
-                let lives = |other: Endpoint| other.node == self.node && other.is_alive();
-                if read(&path).is_ok_and(|other| other.process() != self.process() && lives(other)) {
-                    dir.join(format!("{job}-{by_process}.json"))
-                } else {
-                    path
-                }
+                make_private_dir(&dir).map_err(|source| io_error(&dir, source))?;
+                dir.join(self.name_in(&dir, among))
             }
         };
-        self.write(path)
-    }
-
-    fn write(&self, path: PathBuf) -> Result<Published, RunDirError> {
         let text = serde_json::to_vec_pretty(self).expect("an endpoint serialises");
         write_private(&path, &text).map_err(|source| io_error(&path, source))?;
         Ok(Published { path, endpoint: self.clone() })
+    }
+
+    /// The name of its file among those of the user's runs.
+    fn name_in(&self, dir: &Path, among: Option<&str>) -> String {
+        let by_process = format!("{}-{}", self.node, self.pid);
+        let Some(job) = &self.job else { return format!("{by_process}.json") };
+        let name = among.map_or_else(|| format!("{job}.json"), |node| format!("{job}-{node}.json"));
+        // Of one on another node nobody here knows whether it lives: that of a job that was requeued makes way.
+        let lives = |other: Endpoint| other.node == self.node && other.is_alive();
+        let taken =
+            read(&dir.join(&name)).is_ok_and(|other| other.process() != self.process() && lives(other));
+        if taken { format!("{job}-{by_process}.json") } else { name }
     }
 
     /// Which process it is of.

@@ -191,14 +191,17 @@ pub(super) fn is_abandoned(path: &Path) -> bool {
 
 /// A real file, not a link to one, of this user.
 pub(super) fn is_own_file(path: &Path) -> bool {
-    fs::symlink_metadata(path)
-        .is_ok_and(|found| found.is_file() && found.uid() == rustix::process::geteuid().as_raw())
+    is_own(path, fs::Metadata::is_file)
 }
 
 /// A real directory, not a link to one, of this user.
 fn is_own_dir(path: &Path) -> bool {
+    is_own(path, fs::Metadata::is_dir)
+}
+
+fn is_own(path: &Path, kind: fn(&fs::Metadata) -> bool) -> bool {
     fs::symlink_metadata(path)
-        .is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw())
+        .is_ok_and(|found| kind(&found) && found.uid() == rustix::process::geteuid().as_raw())
 }
 
 #[cfg(test)]

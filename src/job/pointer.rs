@@ -10,8 +10,7 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, DirBuilder},
-    os::unix::fs::DirBuilderExt,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -56,10 +55,7 @@ impl Pointer {
             endpoint_file: absolute(endpoint_file),
         };
         let text = serde_json::to_vec(&places).expect("places serialise");
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
+        rundir::make_private_dir(dir)
             .and_then(|()| rundir::write_private(&path, &text))
             .map_err(|source| RunDirError::Io { path: path.clone(), source })?;
         Ok(Pointer(path))

@@ -58,9 +58,8 @@ pub enum RunDirError {
 }
 
 impl RunDir {
-    /// Makes `wanted`, or a new directory in `$TMPDIR` or `/tmp`, whichever is short enough and can be
-    /// written. A directory that is already there must be this
-    /// user's, and empty or left by a run that was killed.
+    /// Makes `wanted`, or a new directory in `$TMPDIR` or `/tmp`, whichever is short enough and can be written. A directory
+    /// that is already there must be this user's, and empty or left by a run that was killed.
     ///
     /// # Errors
     /// See [`RunDirError`].
@@ -92,7 +91,7 @@ impl RunDir {
         }
         // The creation mask may have taken bits away, never added any.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(path.join("log")).map_err(io)?;
+        make_private_dir(&path.join("log")).map_err(io)?;
         Owner::this_process(&cookie).write(&path).map_err(io)?;
         Ok(RunDir { path, cookie, open: true })
     }
@@ -199,6 +198,14 @@ fn reuse(path: &Path) -> Result<(), RunDirError> {
         return wrong("is not empty");
     }
     Ok(())
+}
+
+/// Makes a directory of mode 0700, and what is missing above it.
+///
+/// # Errors
+/// What the system says.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Writes a file of mode 0600 so that nobody ever sees half of it: a new file beside it, synced, renamed over it.

@@ -4,7 +4,7 @@
 //! it stands: a place in the queue is given up, an exchange is cancelled or drained.
 
 use super::{
-    Known, Router,
+    Router,
     body::Body,
     errors::{ApiError, Dialect},
     exchange::Exchange,
@@ -25,7 +25,6 @@ use std::{
     future::poll_fn,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -67,16 +66,10 @@ pub async fn forward(
     let request = Outgoing { method: head.method, uri: target.into(), headers: head.headers, body };
 
     let mut stop = stopped(lease.lost.clone(), router.ending.clone());
-    let silence = |limit: Option<Duration>, awaited| {
-        let watch = |(limit, known): (_, &Known)| {
-            Silence::new(router.gate.clone(), known.name.clone(), limit, awaited)
-        };
-        limit.zip(known).map(watch)
-    };
-    let mut first = silence(router.config.first_byte_timeout, Awaited::Head);
+    let mut first = router.silence(known, router.config.first_byte_timeout, Awaited::Head);
     let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut first).await?;
     drop(first);
-    let silence = silence(router.config.idle_stream_timeout, Awaited::More);
+    let silence = router.silence(known, router.config.idle_stream_timeout, Awaited::More);
 
     if answer.status.is_informational() {
         let status = answer.status;

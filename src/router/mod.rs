@@ -50,6 +50,7 @@ pub use listen::Listeners;
 use newcomers::Newcomers;
 pub use serve::serve;
 use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use stream::{Awaited, Silence};
 use tokio::sync::watch;
 
 /// Of the places for clients, those that connections which have not shown the key never take, at most.
@@ -138,6 +139,12 @@ impl Router {
 
     fn known(&self, model: &str) -> Option<&Known> {
         self.models.get(model)
+    }
+
+    /// Watches a model's engine for silence, where there is a limit to it.
+    fn silence(&self, known: Option<&Known>, limit: Option<Duration>, awaited: Awaited) -> Option<Silence> {
+        let (known, limit) = known.zip(limit)?;
+        Some(Silence::new(self.gate.clone(), known.name.clone(), limit, awaited))
     }
 
     fn bounds(&self) -> intake::Bounds {

@@ -11,7 +11,7 @@ use super::{
     pool::Link,
     serve::Seat,
     socket::Socket,
-    stream::{Awaited, Silence, Stop},
+    stream::{Awaited, Stop},
 };
 use crate::observe::metrics::{Arrival, OpenStream};
 use bytes::Bytes;
@@ -56,10 +56,7 @@ pub async fn realtime(
 
     let mut stop = stopped(lease.lost.clone(), router.ending.clone());
     let request = Outgoing { method: head.method, uri, headers: head.headers, body: Bytes::new() };
-    let watch = |(limit, known): (_, &super::Known)| {
-        Silence::new(router.gate.clone(), known.name.clone(), limit, Awaited::Head)
-    };
-    let mut first = router.config.first_byte_timeout.zip(known).map(watch);
+    let mut first = router.silence(known, router.config.first_byte_timeout, Awaited::Head);
     let (mut answer, exchange) = send(router, lease, request, &mut stop, &mut first).await?;
     stamp.for_client(&mut answer.headers);
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {

@@ -19,6 +19,11 @@ const SPARED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_sec
 /// time up to the second. In one of these pauses the capacity is measured anew.
 const NO_ROOM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
+/// The first time, doubled each `time` after it up to the longest.
+fn doubled((first, longest): (Duration, Duration), time: u32) -> Duration {
+    first.saturating_mul(1 << time.min(16)).min(longest)
+}
+
 impl Scheduler {
     /// It is resident: after its start and trial, or after a swap-in.
     pub(super) fn came_in(&mut self, id: ModelId, measure: &SwapMeasure, now: Moment, fx: &mut Vec<Effect>) {
@@ -92,7 +97,7 @@ impl Scheduler {
         if model.state != State::SwappingOut {
             return;
         }
-        let spared = SPARED.0.saturating_mul(1 << model.faults.refusals.min(8)).min(SPARED.1);
+        let spared = doubled(SPARED, model.faults.refusals);
         model.faults.refusals += 1;
         model.faults.spared_until = now + spared;
         let (state, holds, answer) = match model.again {
@@ -144,7 +149,7 @@ impl Scheduler {
     /// says nothing against the engine.
     fn wait_for_memory(&mut self, id: ModelId, fault: EngineFault, now: Moment, fx: &mut Vec<Effect>) {
         let model = &mut self.models[id.index()];
-        let delay = NO_ROOM.0.saturating_mul(1 << model.faults.no_room.min(8)).min(NO_ROOM.1);
+        let delay = doubled(NO_ROOM, model.faults.no_room);
         model.faults.no_room += 1;
         model.faults.not_before = now + delay;
         model.history.note(now, What::Broke { detail: fault.detail.clone(), again: delay });
@@ -234,7 +239,7 @@ impl Scheduler {
         model.faults.recent.push(now);
         let failures = model.faults.recent.len() as u32;
         let hopeless = !fault.retry || failures >= policy.give_up;
-        let delay = policy.first.saturating_mul(1 << (failures - 1).min(16)).min(policy.longest);
+        let delay = doubled((policy.first, policy.longest), failures - 1);
         if !hopeless {
             model.history.note(now, What::Broke { detail: fault.detail.clone(), again: delay });
             model.faults.not_before = now + delay;

@@ -220,8 +220,9 @@ impl Model {
     pub(super) fn coming_in(&self) -> Footprint {
         match (self.state, self.mechanism) {
             (State::Cold | State::Failed, _) => self.spec.starting.max(&self.resident),
-            (State::Preparing, _) => self.spec.starting.max(&self.resident).max(&self.held),
-            (_, Some(MechanismKind::Restart)) => self.spec.starting.max(&self.resident).max(&self.held),
+            (State::Preparing, _) | (_, Some(MechanismKind::Restart)) => {
+                self.spec.starting.max(&self.resident).max(&self.held)
+            }
             _ => self.resident.max(&self.held),
         }
     }

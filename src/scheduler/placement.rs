@@ -1,9 +1,9 @@
 //! Who comes in and who goes: the one decision, made afresh from the whole state.
 //!
 //! Everybody who wants in is looked at in order: the more urgent first, then who has waited longest. Each one either
-//! fits and begins; or waits for frees that are under way (or takes part in them, `early.rs`); or has victims chosen for it; or waits for the moment from
-//! which a busy engine may be closed. What it needs stays promised to it: whoever comes later begins only if that leaves
-//! the promise whole, so small models pass a big one only where they do not delay it.
+//! fits and begins; or waits for frees that are under way (or takes part in them, `early.rs`); or has victims chosen for it;
+//! or waits for the moment from which a busy engine may be closed. What it needs stays promised to it: whoever comes later
+//! begins only if that leaves the promise whole, so small models pass a big one only where they do not delay it.
 //!
 //! Victims are chosen anew each time. A busy engine that was closed for somebody and is no longer needed (another one
 //! became idle, the client went away) is opened again.
@@ -185,17 +185,14 @@ impl Scheduler {
         if !self.ledger.reserve(&mut model.held, next) {
             return false;
         }
-        model.history.note(now, What::CameIn { waited: now.since(demand.since) });
-        if model.state == State::Cold {
-            model.timing.waited = Some(now.since(demand.since));
+        let waited = now.since(demand.since);
+        model.history.note(now, What::CameIn { waited });
+        if model.will_start() {
+            let is_held = model.state == State::Preparing;
+            model.timing.waited = Some(waited);
             model.enter(State::Starting, now);
             self.warm(id, fx);
-            fx.push(Effect::Start { model: id });
-        } else if model.state == State::Preparing {
-            model.timing.waited = Some(now.since(demand.since));
-            model.enter(State::Starting, now);
-            self.warm(id, fx);
-            fx.push(Effect::Proceed { model: id });
+            fx.push(if is_held { Effect::Proceed { model: id } } else { Effect::Start { model: id } });
         } else {
             model.enter(State::SwappingIn, now);
             fx.push(Effect::SwapIn { model: id, early: None });

@@ -268,7 +268,7 @@ impl Swapper {
         let measured = outcome?;
         let took = begun.elapsed();
         (self.rungs[at].strikes, self.rungs[at].shortages) = (0, 0);
-        match way {
+        let measure = match way {
             Way::Out { .. } => {
                 // One that was out already held only what was left of it.
                 if let Some(held) = log.resident.take().filter(|_| self.out_by.is_none()) {
@@ -277,13 +277,12 @@ impl Swapper {
                 self.out_by = Some(at);
                 let left = self.out_footprint(kind, measured);
                 self.left = left.gpu.clone();
-                let phases = log.phases;
                 if partial {
-                    let part = SwapMeasure { out: left, partial, ..self.measure() };
-                    return Ok(SwapMeasure { took, moved: log.moved, phases, ..part });
+                    SwapMeasure { out: left, partial, ..self.measure() }
+                } else {
+                    self.out = Some(left);
+                    self.measure()
                 }
-                self.out = Some(left);
-                return Ok(SwapMeasure { took, moved: log.moved, phases, ..self.measure() });
             }
             Way::In => {
                 self.out_by = None;
@@ -292,9 +291,10 @@ impl Swapper {
                 } else if memory::total(&measured.gpu) > Bytes(0) {
                     self.resident.gpu = measured.gpu;
                 }
+                self.measure()
             }
-        }
-        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, ..self.measure() })
+        };
+        Ok(SwapMeasure { took, moved: log.moved, phases: log.phases, ..measure })
     }
 
     /// What is known of the engine's footprints under the rung in use; a move's own times are left zero.

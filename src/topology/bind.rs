@@ -51,7 +51,8 @@ impl Binding {
     ///
     /// # Errors
     /// [`BindError`]; `EINVAL` when the job's cpuset has none of the cores or nodes any more. A kernel that
-    /// has no NUMA support, does not know `MPOL_PREFERRED_MANY` (before 5.15) or lets nobody choose (a container) leaves memory as it is.
+    /// has no NUMA support, does not know `MPOL_PREFERRED_MANY` (before 5.15) or lets nobody choose (a container) leaves
+    /// memory as it is.
     pub fn apply(&self) -> Result<(), BindError> {
         if !self.cpus.is_empty() {
             let size = std::mem::size_of_val(self.cpus.as_slice());

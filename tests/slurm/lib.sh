@@ -52,6 +52,18 @@ nothing_left() {
 }
 no_process_of_the_job() { ! grep -lzsE "^SLURM_JOB_ID=$JOB\$" /proc/[0-9]*/environ >/dev/null; }
 
+# The software driver for jobs, with both of the cluster's GPUs; sets BUILT, where the test engine is too. A job finds it with
+# SOFTWARE_GPU_DIR=$WORK/gpus and LD_LIBRARY_PATH=$WORK/gpus/lib.
+software_gpus() {
+  local devices=${SWAPSERVE_LAB:-$SWAPSERVE_ROOT/.lab}/dev gpu
+  cargo build --quiet --manifest-path "$SWAPSERVE_ROOT/Cargo.toml" -p software-cuda -p software-nvml -p gpu-engine -p swapserve-preload
+  BUILT=$SWAPSERVE_ROOT/target/debug
+  mkdir -p "$WORK/gpus/lib"
+  ln -s "$BUILT/libsoftware_cuda.so" "$WORK/gpus/lib/libcuda.so.1"
+  ln -s "$BUILT/libsoftware_nvml.so" "$WORK/gpus/lib/libnvidia-ml.so.1"
+  for gpu in 0 1; do echo "gpu $((256 << 20)) $devices/nvidia$gpu"; done >"$WORK/gpus/gpus"
+}
+
 # A command for jobs: keeps the key for nothing_left, asks both models, ends with the status $1.
 ask_both() {
   cat >"$WORK/ask.sh" <<END

@@ -33,8 +33,7 @@ struct Visit {
 
 impl MemoryServer {
     /// Brings one process's memory back, waiting at most `wait` for free device memory, and as long before that for the
-    /// pool; with a `share` only as fast as
-    /// that becomes free, and on condition that none of those swap-outs fails.
+    /// pool; with a `share` only as fast as that becomes free, and on condition that none of those swap-outs fails.
     ///
     /// # Errors
     /// A refusal; the process waits, and nothing is back: nobody has reserved room for a part of it.

@@ -16,6 +16,7 @@ use super::slots::Run;
 use super::switch::{Share, Switches};
 use crate::gpu::digest::{BLOCK, Digest, Key, digest};
 use crate::gpu::protocol::Refusal;
+use rustix::{net, process::geteuid};
 
 /// How long processes may take to find this server after an earlier one: they look five times a second.
 const REUNION: Duration = Duration::from_secs(10);
@@ -156,19 +157,11 @@ impl MemoryServer {
         beside: Option<&Beside>,
     ) -> Result<Moved, Refusal> {
         let share = beside.map(|beside| Share::new(&self.switches, beside));
-        let outcomes = self.each(pids, |process| {
-            let before = process.away;
-            self.bring_in(process, verify, wait, share.as_ref()).map(|course| (course, before))
-        });
-        let came: Vec<_> = outcomes
-            .iter()
-            .filter(|(_, outcome)| outcome.as_ref().is_ok_and(|(_, before)| *before))
-            .map(|(pid, _)| *pid)
-            .collect();
-        let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
+        let (came, moved) =
+            self.move_all(pids, |process| self.bring_in(process, verify, wait, share.as_ref()));
         moved.map_err(|refusal| {
-            let again = self.each(&came, |process| self.take_out(process, None, wait, 0));
-            match sum(again.into_iter().map(|(_, outcome)| outcome)) {
+            let (_, again) = self.move_all(&came, |process| self.take_out(process, None, wait, 0));
+            match again {
                 Ok(_) => refusal,
                 Err(second) => and_then(refusal, "another process stayed in", &second),
             }
@@ -177,24 +170,31 @@ impl MemoryServer {
 
     /// Takes processes out, all of them or none.
     fn out(&self, pids: &[i32], wanted: Option<u64>, rest: Duration, number: u64) -> Result<Moved, Refusal> {
-        let outcomes = self.each(pids, |process| {
-            let before = process.away;
-            self.take_out(process, wanted, rest, number).map(|course| (course, before))
-        });
-        let went: Vec<_> = outcomes
-            .iter()
-            .filter(|(_, outcome)| outcome.as_ref().is_ok_and(|(_, before)| !before))
-            .map(|(pid, _)| *pid)
-            .collect();
-        let moved = sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course)));
+        let (went, moved) = self.move_all(pids, |process| self.take_out(process, wanted, rest, number));
         moved.map_err(|refusal| {
             self.switches.end(number, false);
-            let back = self.each(&went, |process| self.bring_in(process, false, rest, None));
-            match sum(back.into_iter().map(|(_, outcome)| outcome)) {
+            let (_, back) = self.move_all(&went, |process| self.bring_in(process, false, rest, None));
+            match back {
                 Ok(_) => refusal,
                 Err(second) => and_then(refusal, "another process could not be brought back", &second),
             }
         })
+    }
+
+    /// Moves processes, all at the same time: those that are on the other side now, and what was moved in all.
+    fn move_all(
+        &self,
+        pids: &[i32],
+        work: impl Fn(&mut Process) -> Result<Course, Refusal> + Sync,
+    ) -> (Vec<i32>, Result<Moved, Refusal>) {
+        let outcomes = self.each(pids, |process| {
+            let before = process.away;
+            work(process).map(|course| (course, process.away != before))
+        });
+        let crossed =
+            outcomes.iter().filter(|(_, outcome)| outcome.as_ref().is_ok_and(|(_, crossed)| *crossed));
+        let crossed = crossed.map(|(pid, _)| *pid).collect();
+        (crossed, sum(outcomes.into_iter().map(|(_, outcome)| outcome.map(|(course, _)| course))))
     }
 
     /// Does something to processes, all at the same time.
@@ -405,30 +405,9 @@ fn stopped(pid: i32) -> bool {
 
 /// The next connection of this user's, with its process.
 fn accept(listener: &OwnedFd) -> Option<(OwnedFd, i32)> {
-    // SAFETY: an open listening socket; no address is wanted.
-    let socket = unsafe {
-        libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
-    };
-    if socket < 0 {
-        return None;
-    }
-    // SAFETY: just opened, as seen.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: an open socket and a live struct of the length given.
-    let failed = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut length,
-        )
-    } != 0;
-    // SAFETY: geteuid cannot fail.
-    let stranger = peer.uid != unsafe { libc::geteuid() };
-    (!failed && !stranger).then_some((socket, peer.pid))
+    let socket = net::accept_with(listener, net::SocketFlags::CLOEXEC).ok()?;
+    let peer = net::sockopt::socket_peercred(&socket).ok()?;
+    (peer.uid == geteuid()).then(|| (socket, peer.pid.as_raw_nonzero().get()))
 }
 
 /// A descriptor that is readable when the process has ended.

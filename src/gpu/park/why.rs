@@ -6,9 +6,9 @@
 //!  /proc (what is loaded in whom)      ──┘
 //! ```
 //!
-//! A process with the preload library connects with its first allocation of 1 MiB or more, and is refused where the two are of
-//! different versions. One that holds GPU memory and
-//! has not connected reached the driver past the library; what lies in its address space tells how.
+//! A process with the preload library connects with its first allocation of 1 MiB or more, and is refused where the two
+//! are of different versions. One that holds GPU memory and has not connected reached the driver past the library; what
+//! lies in its address space tells how.
 
 use std::os::unix::fs::MetadataExt;
 

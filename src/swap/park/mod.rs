@@ -85,15 +85,11 @@ impl Park {
                 let reason = "none of its processes is known to the memory server".to_owned();
                 return Err(self.fault("park", reason, true));
             }
-            // What was out stays so: for more than is out nobody has reserved room.
-            Err(error) if log.out => {
-                let unharmed = engine.is_alive();
-                return Err(self.fault("park", error.to_string(), unharmed).short(is_shortage(&error)));
-            }
             Err(error) => {
-                // Some of the processes may be out: half an engine is of no use.
-                let back = self.all_back(&pids, 1, log).await;
-                let unharmed = back.is_ok() && engine.is_alive();
+                // What was out stays so: for more than is out nobody has reserved room. Else some of the processes may be out:
+                // half an engine is of no use.
+                let as_before = log.out || self.all_back(&pids, 1, log).await.is_ok();
+                let unharmed = as_before && engine.is_alive();
                 return Err(self.fault("park", error.to_string(), unharmed).short(is_shortage(&error)));
             }
         };

@@ -1,12 +1,6 @@
 # also: linuxproc
 # Two jobs at once on one node with two GPUs of the software driver: each sees only its own, and swaps two engines on it.
-cargo build --quiet --manifest-path "$SWAPSERVE_ROOT/Cargo.toml" -p software-cuda -p software-nvml -p gpu-engine -p swapserve-preload
-built=$SWAPSERVE_ROOT/target/debug
-mkdir -p "$WORK/gpus/lib"
-ln -s "$built/libsoftware_cuda.so" "$WORK/gpus/lib/libcuda.so.1"
-ln -s "$built/libsoftware_nvml.so" "$WORK/gpus/lib/libnvidia-ml.so.1"
-devices=${SWAPSERVE_LAB:-$SWAPSERVE_ROOT/.lab}/dev
-for gpu in 0 1; do echo "gpu $((256 << 20)) $devices/nvidia$gpu"; done >"$WORK/gpus/gpus"
+software_gpus
 
 {
   printf '[memory]\ngpu_headroom = "0MiB"\nhost_headroom = "256MiB"\n[defaults]\nengine = "custom"\ngpus = 1\ngpu_memory = "160MiB"\n'
@@ -14,7 +8,7 @@ for gpu in 0 1; do echo "gpu $((256 << 20)) $devices/nvidia$gpu"; done >"$WORK/g
     echo "[models.$model]"
     # One by the driver alone, one by what is tried first.
     if [ "$model" = alpha ]; then echo 'swap = "checkpoint"'; fi
-    echo "command = \"$built/gpu-engine --port {{ port }} --model {{ name }} --weights 160MiB\""
+    echo "command = \"$BUILT/gpu-engine --port {{ port }} --model {{ name }} --weights 160MiB\""
   done
 } >"$WORK/models.toml"
 # In each job: the UUID of its GPU as its engines are told it, and ten answers; both jobs wait for each other first.

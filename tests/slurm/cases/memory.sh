@@ -1,12 +1,6 @@
 # A command that takes the job's memory up to its limit: the idle engine that was used longest ago is stopped, nobody is killed,
 # and it starts anew when it is asked for. Only a cgroup counts what the job holds.
-cargo build --quiet --manifest-path "$SWAPSERVE_ROOT/Cargo.toml" -p software-cuda -p software-nvml -p gpu-engine -p swapserve-preload
-built=$SWAPSERVE_ROOT/target/debug
-mkdir -p "$WORK/gpus/lib"
-ln -s "$built/libsoftware_cuda.so" "$WORK/gpus/lib/libcuda.so.1"
-ln -s "$built/libsoftware_nvml.so" "$WORK/gpus/lib/libnvidia-ml.so.1"
-devices=${SWAPSERVE_LAB:-$SWAPSERVE_ROOT/.lab}/dev
-for gpu in 0 1; do echo "gpu $((256 << 20)) $devices/nvidia$gpu"; done >"$WORK/gpus/gpus"
+software_gpus
 cat >"$WORK/models.toml" <<END
 [memory]
 gpu_headroom = "0MiB"
@@ -18,7 +12,7 @@ engine = "custom"
 gpus = 1
 gpu_memory = "96MiB"
 swap = "park"
-command = "$built/gpu-engine --port {{ port }} --model cold --weights 64MiB"
+command = "$BUILT/gpu-engine --port {{ port }} --model cold --weights 64MiB"
 [models.warm]
 gpus = 0
 swap = "freeze"
