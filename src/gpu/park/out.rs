@@ -18,8 +18,10 @@ use super::wire::{Entry, Place};
 use crate::gpu::digest::{BLOCK, Digest};
 use crate::gpu::protocol::Refusal;
 
-/// Bytes after which a group of chunks is let go: the device's memory is free while the next group is copied.
+/// Bytes to be copied after which a group of chunks is let go: the device's memory is free while the next group is copied.
 const GROUP: u64 = 1 << 30;
+/// Bytes that need no copy after which a group is let go: whoever takes part begins while the next group is given up.
+const UNCHANGED_GROUP: u64 = 2 << 30;
 /// How long to wait for segments of the pool that are being pinned.
 const ROOM: Duration = Duration::from_secs(10);
 
@@ -250,21 +252,42 @@ fn keep_dearest(leaving: &mut Vec<Leaving>, wanted: u64) -> u64 {
     leaving.drain(enough.unwrap_or(leaving.len())..).map(|chunk| chunk.bytes).sum()
 }
 
-/// Chunks in groups of about [`GROUP`] bytes to be copied; all that need no copy in one.
+/// Chunks in groups of about [`GROUP`] bytes to be copied, and before them those that need no copy, in groups of about
+/// [`UNCHANGED_GROUP`] bytes.
 fn groups(leaving: Vec<Leaving>) -> Vec<Vec<Leaving>> {
     let mut groups: Vec<Vec<Leaving>> = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut copied) = (0, 0);
     for chunk in leaving {
-        let copied = (chunk.changed.len() * BLOCK) as u64;
-        let begins = groups.is_empty() || bytes >= GROUP || (bytes == 0 && copied > 0);
-        if begins {
+        let copies = (chunk.changed.len() * BLOCK) as u64;
+        let full = if copied == 0 { bytes >= UNCHANGED_GROUP || copies > 0 } else { copied >= GROUP };
+        if full || groups.is_empty() {
             groups.push(Vec::new());
-            bytes = 0;
+            (bytes, copied) = (0, 0);
         }
-        bytes += copied;
+        bytes += chunk.bytes;
+        copied += copies;
         if let Some(group) = groups.last_mut() {
             group.push(chunk);
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaving(number: u64, mib: u64, changed: usize) -> Leaving {
+        Leaving { number, bytes: mib << 20, first: 0, changed: (0..changed).collect(), digests: Vec::new() }
+    }
+
+    #[test]
+    fn what_needs_no_copy_goes_in_groups_of_its_own_and_first() {
+        let unchanged = (0..5).map(|number| leaving(number, 1024, 0));
+        let changed = (5..9).map(|number| leaving(number, 1024, 256));
+        let groups = groups(unchanged.chain(changed).collect());
+        let numbers: Vec<Vec<u64>> =
+            groups.iter().map(|group| group.iter().map(|chunk| chunk.number).collect()).collect();
+        assert_eq!(numbers, [vec![0, 1], vec![2, 3], vec![4], vec![5, 6], vec![7, 8]]);
+    }
 }
