@@ -17,6 +17,7 @@ use swapserve::config::{self, ModelPlan, Preset};
 use swapserve::engine::{Cookie, Engine, EngineEnv};
 use swapserve::gpu::GpuClient;
 use swapserve::gpu::park::call::ParkedProcess;
+use swapserve::gpu::park::nodes::GpuNodes;
 use swapserve::gpu::park::setup::ParkSetup;
 use swapserve::swap::checkpoint::Checkpoint;
 use swapserve::swap::park::{Park, ParkCheckpoint};
@@ -91,7 +92,7 @@ impl Case {
 
     /// An engine with the preload library and a gpu server with a pool, and `park+checkpoint`.
     async fn start_parkable(bench: &Bench, arguments: &[&str], config: &str) -> Self {
-        let setup = ParkSetup::new(512 << 20, None).expect("a pool can be set up");
+        let setup = ParkSetup::new(512 << 20, GpuNodes::default()).expect("a pool can be set up");
         let mut command = bench.server_command();
         command.park = Some(setup.clone());
         let server = GpuClient::start(spawner(), command);

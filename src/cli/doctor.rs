@@ -33,10 +33,9 @@ pub fn execute(globals: &Globals) -> Outcome {
 }
 
 fn look(ground: &Ground) -> Findings {
-    let view = topology::discover(&topology::Source::System);
     let mut all = job::doctor(&ground.job);
     all.extend(process::doctor());
-    all.extend(topology::doctor(&view, &ground.allowed()));
+    all.extend(topology::doctor(&ground.view, &ground.allowed()));
     all.extend(ground.gpus.capabilities.iter().map(gpu));
     Findings(all)
 }

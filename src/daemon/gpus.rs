@@ -3,8 +3,10 @@
 use crate::{
     config,
     gpu::{
-        Description, GpuClient, GpuError, capability::Capability, launch::ServerCommand,
-        park::setup::ParkSetup,
+        Description, GpuClient, GpuError,
+        capability::Capability,
+        launch::ServerCommand,
+        park::{nodes::GpuNodes, setup::ParkSetup},
     },
     job::Job,
     process::Spawner,
@@ -47,16 +49,17 @@ pub enum GpusError {
 
 impl JobGpus {
     /// Starts a gpu server and asks it. A step that was given no GPU starts none; a machine without the driver has none.
+    /// `nodes`: where this machine's GPUs lie, for the pool.
     ///
     /// # Errors
     /// When the server cannot be started or does not answer.
-    pub async fn find(job: &Job, spawner: &Spawner) -> Result<Self, GpusError> {
+    pub async fn find(job: &Job, spawner: &Spawner, nodes: GpuNodes) -> Result<Self, GpusError> {
         if job.gpus.count() == Some(0) {
             return Ok(JobGpus::default());
         }
         let mut command = ServerCommand::own().map_err(GpusError::Start)?;
         // Its size is in the config, which is read when the GPUs are known.
-        let parking = ParkSetup::new(0, None).map_err(GpusError::Start)?;
+        let parking = ParkSetup::new(0, nodes).map_err(GpusError::Start)?;
         command.park = Some(parking.clone());
         let client = GpuClient::start(spawner.clone(), command);
         let Description { gpus, capabilities, .. } = client.describe().await?;

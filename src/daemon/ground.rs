@@ -2,9 +2,10 @@
 
 use super::{gpus::JobGpus, session::SessionError, wiring};
 use crate::{
+    gpu::park::nodes::GpuNodes,
     job::Job,
     process::{self, Spawner},
-    topology::Allowed,
+    topology::{self, Allowed, TopologyError, View},
 };
 use std::os::fd::OwnedFd;
 
@@ -16,6 +17,8 @@ pub struct Ground {
     pub spawner: Spawner,
     /// The job's GPUs.
     pub gpus: JobGpus,
+    /// This machine's cores, NUMA nodes and GPUs; or why they are unknown, which a run ends with.
+    pub view: Result<View, TopologyError>,
     /// Open for as long as the janitor has nothing to do.
     pub(super) janitor: Option<OwnedFd>,
 }
@@ -37,8 +40,12 @@ impl Ground {
         let janitor = if job.loses_processes() { start_janitor() } else { None };
         process::adopt_orphans().map_err(SessionError::Threads)?;
         let spawner = Spawner::start().map_err(SessionError::Spawner)?.with_warden("/proc/self/exe");
-        let gpus = JobGpus::find(&job, &spawner).await?;
-        Ok(Ground { job, spawner, gpus, janitor })
+        let view = topology::discover(&topology::Source::System);
+        // Of another machine's description nothing holds here.
+        let nodes = view.as_ref().ok().filter(|view| view.this_system).map(View::gpu_nodes);
+        let nodes = GpuNodes::new(nodes.unwrap_or_default());
+        let gpus = JobGpus::find(&job, &spawner, nodes).await?;
+        Ok(Ground { job, spawner, gpus, view, janitor })
     }
 
     /// What of the machine the job may use.

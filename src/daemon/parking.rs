@@ -38,6 +38,7 @@ impl ParkPlace {
         }
         let library = library::find()?;
         found.open_pool(bytes).await?;
+        tracing::info!("the pool of parked engines has {}", setup.division(bytes.0, &found.pci));
         resources.pool = bytes;
         resources.gpu_free.clone_from(&found.free);
         Ok(ParkPlace { setup, library, parking: Parking { verify } })

@@ -150,7 +150,8 @@ impl Session {
     /// Makes everything and begins to serve; the engines' start is under way on return. Must be called in a
     /// [`tokio::task::LocalSet`].
     pub async fn start(mut plan: Plan, options: &Options, ground: Ground) -> Result<Self, SessionError> {
-        let Ground { job, spawner, gpus: mut found, janitor } = ground;
+        let Ground { job, spawner, gpus: mut found, view, janitor } = ground;
+        let view = view.map_err(wiring::WiringError::Topology)?;
         let mut resources = Resources {
             gpu_free: found.free.clone(),
             gpu_foreign: found.foreign.clone(),
@@ -198,7 +199,7 @@ impl Session {
         let work = EngineThreads::make().map_err(SessionError::Threads)?;
         let dirs = (&run_dir, log_dir);
         let Wiring { prepared, starts } =
-            wiring::wire((&plan, &gpus), &job, &spawner, &found, dirs, &parking, options.trial)?;
+            wiring::wire((&plan, &gpus), (&job, &view), &spawner, &found, dirs, &parking, options.trial)?;
         let mut models = specs::specs(&plan, &gpus, &starts, &capacity);
         if !options.trial {
             // Nobody is taken out at its start.

@@ -15,7 +15,7 @@ use crate::{
     job::{Job, RunDir, rundir::COOKIE},
     process::Spawner,
     swap::{Deps, MemoryProbe, NoGpus, Swapper},
-    topology::{self, Allowed, Binding, Mask, Placement, Request, TopologyError},
+    topology::{self, Allowed, Binding, Mask, Placement, Request, TopologyError, View},
     units::{Bytes, ModelId},
 };
 use smallvec::SmallVec;
@@ -96,7 +96,7 @@ impl Prepared {
 /// the run directory, and where engines' logs go.
 pub fn wire(
     (plan, gpus): (&Plan, &[SmallVec<[usize; 8]>]),
-    job: &Job,
+    (job, view): (&Job, &View),
     spawner: &Spawner,
     found: &JobGpus,
     dirs: (&RunDir, PathBuf),
@@ -104,14 +104,13 @@ pub fn wire(
     trial: bool,
 ) -> Result<Wiring, WiringError> {
     let (run_dir, log_dir) = dirs;
-    let view = topology::discover(&topology::Source::System)?;
     let requests: Vec<Request> = gpus
         .iter()
         .map(|gpus| Request { gpus: gpus.iter().filter_map(|at| found.pci[*at]).collect() })
         .collect();
     let allowed = allowed(job);
     let slots = specs::slots(plan, job.cores.len()) as usize;
-    let placements = topology::place(&view, &allowed, &requests, slots);
+    let placements = topology::place(view, &allowed, &requests, slots);
     let gpus_seen: Arc<dyn MemoryProbe> = match &found.client {
         Some(client) => Arc::new(client.clone()),
         None => Arc::new(NoGpus),

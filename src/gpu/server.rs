@@ -85,7 +85,8 @@ impl Gpus {
         }
         let start = || {
             self.driver()?;
-            let handover = handed_over().ok_or_else(no_pool)?;
+            let gpus: Vec<_> = self.devices.iter().map(|device| device.pci_bus_id.parse().ok()).collect();
+            let handover = handed_over(&gpus).ok_or_else(no_pool)?;
             MemoryServer::start(handover, self.devices.len() as u32)
         };
         self.park.get_or_init(start).as_deref().map_err(Clone::clone)

@@ -58,7 +58,7 @@ fn memory(view: &View, allowed: &Allowed, can_bind: io::Result<()>) -> Finding {
             format!(
                 "the kernel refuses memory policies ({error}): engines' memory may lie far from their GPUs"
             ),
-            "in a container, allow set_mempolicy and get_mempolicy (its seccomp profile)",
+            "in a container, allow set_mempolicy, get_mempolicy and mbind (its seccomp profile)",
         ),
     }
 }

@@ -1,5 +1,6 @@
 //! What was found on a machine, as plain data: enough to place engines, and to test that on any machine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -72,6 +73,14 @@ impl View {
     pub fn gpu(&self, pci: PciId) -> Option<&Gpu> {
         self.gpus.iter().find(|gpu| gpu.pci == pci)
     }
+
+    /// The NUMA node next to each GPU, the first of several. Nothing of a GPU that is as near to one node as to any other:
+    /// there is nothing to choose.
+    pub fn gpu_nodes(&self) -> BTreeMap<PciId, u32> {
+        let all = self.node_mask();
+        let chosen = self.gpus.iter().filter(|gpu| gpu.nodes != all);
+        chosen.filter_map(|gpu| Some((gpu.pci, u32::try_from(gpu.nodes.iter().next()?).ok()?))).collect()
+    }
 }
 
 /// A place on the PCI bus: domain, bus, device, function.
@@ -125,6 +134,23 @@ impl FromStr for PciId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_next_to_every_node_has_none() {
+        let pci = PciId { domain: 0, bus: 7, device: 0, function: 0 };
+        let node = |index| Node { index, cpus: Mask::new(), memory: Bytes(0) };
+        let near = |nodes: &str, of: &[usize]| {
+            let gpu = Gpu { pci, cpus: Mask::new(), nodes: nodes.parse().expect("a list") };
+            let nodes = of.iter().copied().map(node).collect();
+            let source = String::new();
+            View { nodes, cores: Vec::new(), gpus: vec![gpu], this_system: true, source }.gpu_nodes()
+        };
+        assert_eq!(near("1", &[0, 1]), BTreeMap::from([(pci, 1)]));
+        assert_eq!(near("2-3", &[0, 1, 2, 3]), BTreeMap::from([(pci, 2)]), "the first of a socket's");
+        assert_eq!(near("0-1", &[0, 1]), BTreeMap::new());
+        assert_eq!(near("0", &[0]), BTreeMap::new(), "a machine without NUMA");
+        assert_eq!(near("", &[0, 1]), BTreeMap::new());
+    }
 
     #[test]
     fn the_three_spellings_of_a_pci_address_are_one() {

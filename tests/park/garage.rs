@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use swapserve::gpu::GpuClient;
 use swapserve::gpu::park::call::{Moved, ParkedProcess, PoolState};
+use swapserve::gpu::park::nodes::GpuNodes;
 use swapserve::gpu::park::setup::ParkSetup;
 use swapserve::process::Spawner;
 
@@ -25,7 +26,12 @@ pub struct Garage {
 impl Garage {
     /// On that bench, with a pool of so many MiB.
     pub fn new(bench: Bench, pool_mib: u64) -> Self {
-        let setup = ParkSetup::new(pool_mib << 20, None).expect("a pool can be set up");
+        Self::on_nodes(bench, pool_mib, GpuNodes::default())
+    }
+
+    /// The same, with the pool near these GPUs.
+    pub fn on_nodes(bench: Bench, pool_mib: u64, nodes: GpuNodes) -> Self {
+        let setup = ParkSetup::new(pool_mib << 20, nodes).expect("a pool can be set up");
         let mut command = bench.server_command();
         command.park = Some(setup.clone());
         let spawner = Spawner::start().expect("a thread can be started");

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use swapserve::gpu::digest::{BLOCK, digest};
+use swapserve::gpu::park::nodes::GpuNodes;
 
 use crate::garage::{Garage, LONG, REST};
 use crate::gpu_bench::Bench;
@@ -104,4 +105,30 @@ async fn the_pool_is_free_again_when_an_engine_ends() {
         assert!(std::time::Instant::now() < deadline, "the pool is still in use");
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_pool_on_two_nodes_is_one_pool() {
+    let Some(bench) = Bench::software(2) else { return };
+    // A kernel that has no second node refuses it, and the pool is as good.
+    let nodes = GpuNodes::read("0000:01:00.0=0 0000:02:00.0=1");
+    let garage = Garage::on_nodes(bench, 512, nodes);
+    // More than the part of its GPU's node.
+    let engine = garage.engine(&["--weights", "300MiB"]).await;
+    let other_gpu = json!({"do": "alloc", "bytes": 64 * MIB, "on": 1});
+    let block = Block::of(&engine, other_gpu, 64 * MIB, 5);
+    assert_eq!(garage.out(&engine).await.copied, 364 * MIB);
+    assert_eq!(garage.pool().await.used, 364 * MIB);
+    // The next gpu server divides it in the same way, and finds everything.
+    garage.bench.kill_server(&garage.server).await;
+    garage.known(engine.pid()).await;
+    assert_eq!(garage.back(&engine).await.copied, 364 * MIB);
+    engine.check();
+    block.check(&engine);
+    // Room for all of another one, of which most lies in what the first can do without.
+    let other = garage.engine(&["--weights", "500MiB"]).await;
+    garage.out(&other).await;
+    garage.back(&other).await;
+    other.check();
+    engine.check();
 }

@@ -381,7 +381,7 @@ fn the_memory_server_speaks_to_its_own_user_only() {
     }
     let Some(bench) = gpu_bench::Bench::software(1) else { return };
     let place = Place::new();
-    let setup = swapserve::gpu::park::setup::ParkSetup::new(64 << 20, None).unwrap();
+    let setup = swapserve::gpu::park::setup::ParkSetup::new(64 << 20, Default::default()).unwrap();
     let name = setup.engine_environment().1.into_string().unwrap();
     let name = name.trim_start_matches('@').to_owned();
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn other_libraries_are_loaded_after_it() {
-        let setup = ParkSetup::new(0, None).unwrap();
+        let setup = ParkSetup::new(0, crate::gpu::park::nodes::GpuNodes::default()).unwrap();
         let all = environment(Path::new("/a/b.so"), &setup, None, false, Some("/c.so".into()));
         assert!(all.contains(&("LD_PRELOAD".into(), "/a/b.so:/c.so".into())));
         let inside = environment(Path::new("/a/b.so"), &setup, Some(Bytes(7)), true, None);

@@ -27,6 +27,7 @@
 //! | `engine`, `link`, `wire` | one process: what is known of it, its connection, its messages |
 //! | `device`, `cuda` | a GPU: workbenches on which chunks are mapped, digested and copied |
 //! | `ledger`, `slots`, `pool` | what is held, where, and the memory itself |
+//! | [`nodes`] | how the pool is divided among NUMA nodes |
 //! | `book` | the same, for the next server if this one is killed |
 
 mod back;
@@ -40,6 +41,7 @@ mod engine;
 mod ledger;
 pub mod library;
 mod link;
+pub mod nodes;
 mod out;
 mod pool;
 pub mod server;

@@ -95,9 +95,7 @@ impl MemoryServer {
                 .copied()
                 .collect();
             if !here.is_empty() {
-                device.enter()?;
-                let freed = |bytes| self.switches.freed(number, gpu, bytes);
-                self.take_out_of(device.bench()?, process, &here, wanted, &freed, course)?;
+                self.take_out_of(gpu, process, &here, wanted, number, course)?;
             }
         }
         course.moved.pool = process.pool_bytes();
@@ -106,13 +104,16 @@ impl MemoryServer {
 
     fn take_out_of(
         &self,
-        mut work: Work,
+        gpu: usize,
         process: &mut Process,
         here: &[Entry],
         wanted: Option<u64>,
-        freed: &dyn Fn(u64),
+        number: u64,
         course: &mut Course,
     ) -> Result<(), Refusal> {
+        let device = &self.devices[gpu];
+        device.enter()?;
+        let mut work = device.bench()?;
         let numbers: Vec<u64> = here.iter().map(|entry| entry.number).collect();
         process.link.export(&numbers, |entries, descriptors| {
             for (entry, descriptor) in entries.iter().zip(&descriptors) {
@@ -127,7 +128,7 @@ impl MemoryServer {
         if let Some(wanted) = wanted {
             course.moved.stayed += keep_dearest(&mut leaving, wanted);
         }
-        self.find_room(process, &leaving)?;
+        self.find_room(gpu, process, &leaving)?;
         course.phase("room");
         // What need not be copied goes first: its memory is free at once.
         leaving.sort_by_key(|chunk| !chunk.changed.is_empty());
@@ -149,7 +150,7 @@ impl MemoryServer {
                 (ours, theirs.join().unwrap_or_else(|_| Err(invalid("a thread of the memory server broke"))))
             });
             theirs.and(ours)?;
-            freed(group.iter().map(|chunk| chunk.bytes).sum());
+            self.switches.freed(number, gpu, group.iter().map(|chunk| chunk.bytes).sum());
             for chunk in group {
                 course.moved.bytes += chunk.bytes;
                 course.moved.copied += (chunk.changed.len() * BLOCK) as u64;
@@ -180,8 +181,8 @@ impl MemoryServer {
         leaving
     }
 
-    /// Gives every changed block a slot, and none of them a digest until it is copied.
-    fn find_room(&self, process: &mut Process, leaving: &[Leaving]) -> Result<(), Refusal> {
+    /// Gives every changed block a slot, near its GPU where there is one, and none of them a digest until it is copied.
+    fn find_room(&self, gpu: usize, process: &mut Process, leaving: &[Leaving]) -> Result<(), Refusal> {
         let mut homeless = Vec::new();
         for chunk in leaving {
             let copies = process.ledger.entry(chunk.number).or_default();
@@ -194,7 +195,7 @@ impl MemoryServer {
             }
         }
         let count = homeless.len() as u32;
-        let runs = self.room_for(count, Instant::now() + ROOM).ok_or_else(|| {
+        let runs = self.room_for(count, gpu, Instant::now() + ROOM).ok_or_else(|| {
             let (bytes, pinned, used, trouble) = self.pool.state();
             let refusal = in_the_way(process.link.pid(), &format!(
                 "{} MiB are to go out, and of the pool's {} MiB {} are free ({} pinned){}; give it more in the config",

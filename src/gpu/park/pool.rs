@@ -1,10 +1,13 @@
 //! The pool's memory: one mapping, pinned segment by segment by several threads while engines start.
 //!
 //! A segment's slots can be had as soon as it is pinned; those in which an earlier server has left something come first,
-//! because engines wait for them. If pinning fails, what is pinned until then is the pool, and the reason is kept.
+//! because engines wait for them, the others in turns over the NUMA nodes. Before a segment is first touched the kernel is
+//! asked to take it from its node ([`Division`]). If pinning fails, what is pinned until then is the pool, and the reason is
+//! kept.
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,6 +16,7 @@ use std::time::Instant;
 use super::book::Book;
 use super::cuda::{check, cuMemHostRegister_v2};
 use super::device::Device;
+use super::nodes::Division;
 use super::slots::{Run, Slots};
 use crate::gpu::digest::BLOCK;
 use crate::gpu::protocol::Refusal;
@@ -29,6 +33,7 @@ const MOST_THREADS: usize = 8;
 pub(super) struct Pool {
     base: usize,
     bytes: u64,
+    division: Division,
     pinned: AtomicU64,
     state: Mutex<State>,
     grown: Condvar,
@@ -52,10 +57,10 @@ impl Pool {
     pub(super) fn open(
         memory: &OwnedFd,
         bytes: u64,
-        node: Option<u32>,
+        division: Division,
         book: Arc<Book>,
         device: &Arc<Device>,
-    ) -> std::io::Result<Arc<Self>> {
+    ) -> io::Result<Arc<Self>> {
         // SAFETY: a fresh shared mapping of a descriptor that is open; nothing is replaced.
         let base = unsafe {
             libc::mmap(
@@ -68,15 +73,20 @@ impl Pool {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
-        prefer(base, bytes as usize, node);
+        for part in division.parts() {
+            let begin = base.wrapping_byte_add(part.segments.start as usize * SEGMENT as usize);
+            // A refusal leaves the kernel's default, which works.
+            let _ = prefer(begin, part.segments.len() * SEGMENT as usize, part.node);
+        }
         let segments = bytes / SEGMENT;
-        let order = order(segments, book.entries().map(|(slot, _)| slot));
+        let order = order(&division.in_turns(), book.entries().map(|(slot, _)| slot));
         let slots = Slots::with_book(SEGMENT_SLOTS, Arc::clone(&book));
         let pool = Arc::new(Self {
             base: base as usize,
             bytes,
+            division,
             pinned: AtomicU64::new(0),
             state: Mutex::new(State { slots, pending: (0..segments).collect(), trouble: None }),
             grown: Condvar::new(),
@@ -144,11 +154,15 @@ impl Pool {
         action(&mut self.lock().slots)
     }
 
-    /// Takes slots, waiting for segments that are still to be pinned.
-    pub(super) fn take(&self, count: u32, deadline: Instant) -> Option<Vec<Run>> {
+    /// Takes slots for what goes out of a GPU, those of its node first. It waits for segments that are still to be pinned
+    /// only as long as not enough are free on all nodes together: a swap-out that waits costs more than a copy that goes
+    /// far.
+    pub(super) fn take(&self, count: u32, gpu: usize, deadline: Instant) -> Option<Vec<Run>> {
+        let near = self.division.near(gpu);
+        let near = near.start * SEGMENT_SLOTS..near.end * SEGMENT_SLOTS;
         let mut state = self.lock();
         loop {
-            if let Some(runs) = state.slots.take(count) {
+            if let Some(runs) = state.slots.take(count, near.clone()) {
                 return Some(runs);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -186,33 +200,92 @@ fn segment_of(slot: u32) -> u64 {
     u64::from(slot / SEGMENT_SLOTS)
 }
 
-/// The segments, those with one of these slots first.
-fn order(segments: u64, slots: impl Iterator<Item = u32>) -> Vec<u64> {
-    let first: BTreeSet<u64> = slots.map(segment_of).filter(|segment| *segment < segments).collect();
-    let rest = (0..segments).filter(|segment| !first.contains(segment));
-    first.iter().copied().chain(rest).collect()
+/// The segments in this order, but those with one of these slots first.
+fn order(segments: &[u32], slots: impl Iterator<Item = u32>) -> Vec<u64> {
+    let first: BTreeSet<u64> = slots.map(segment_of).collect();
+    let segments = segments.iter().map(|segment| u64::from(*segment));
+    let (mut order, rest): (Vec<u64>, Vec<u64>) = segments.partition(|segment| first.contains(segment));
+    order.extend(rest);
+    order
 }
 
-/// Asks the kernel to take the range's memory from that NUMA node while it has some.
-fn prefer(base: *mut c_void, bytes: usize, node: Option<u32>) {
-    /// `MPOL_PREFERRED`.
-    const PREFERRED: libc::c_int = 1;
-    let Some(node) = node.filter(|node| *node < 64) else { return };
-    let nodes: u64 = 1 << node;
-    // SAFETY: a range of the pool's own mapping and a live mask of 64 bits; a refusal leaves the default, which works.
-    unsafe {
-        libc::syscall(libc::SYS_mbind, base, bytes, PREFERRED, &raw const nodes, 65u64, 0u32);
-    }
+/// NUMA nodes that a mask has bits for: as many as the kernel can be built with (`MAX_NUMNODES`).
+const MASK_BITS: usize = 1024;
+/// A mask of NUMA nodes, as the kernel reads it.
+type NodeMask = [libc::c_ulong; MASK_BITS / libc::c_ulong::BITS as usize];
+
+/// Asks the kernel to take the range's memory from that NUMA node while it has some, for whoever touches it first.
+fn prefer(base: *mut c_void, bytes: usize, node: u32) -> io::Result<()> {
+    let (mut nodes, node) = (NodeMask::default(), node as usize);
+    let word = nodes.get_mut(node / libc::c_ulong::BITS as usize).ok_or(io::ErrorKind::InvalidInput)?;
+    *word = 1 << (node % libc::c_ulong::BITS as usize);
+    // SAFETY: a range of the caller's own mapping, and a live mask of one bit less than it says, as the kernel reads it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            base,
+            bytes,
+            libc::MPOL_PREFERRED,
+            nodes.as_ptr(),
+            MASK_BITS + 1,
+            0 as libc::c_uint,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::FromRawFd;
 
     #[test]
     fn what_engines_wait_for_is_pinned_first() {
         let slots = [2 * SEGMENT_SLOTS + 5, 2 * SEGMENT_SLOTS + 7, 4 * SEGMENT_SLOTS - 1];
-        assert_eq!(order(5, slots.into_iter()), [2, 3, 0, 1, 4]);
-        assert_eq!(order(3, std::iter::empty()), [0, 1, 2]);
+        assert_eq!(order(&[0, 1, 2, 3, 4], slots.into_iter()), [2, 3, 0, 1, 4]);
+        assert_eq!(order(&[0, 3, 1, 4, 2], slots.into_iter()), [3, 2, 0, 1, 4]);
+        assert_eq!(order(&[0, 2, 1], std::iter::empty()), [0, 2, 1]);
+    }
+
+    /// The policy of the memory at an address, and its nodes; nothing where the kernel does not tell.
+    fn policy_at(address: *mut c_void) -> Option<(libc::c_int, NodeMask)> {
+        /// `MPOL_F_ADDR`.
+        const AT_ADDRESS: libc::c_ulong = 1 << 1;
+        let (mut mode, mut nodes) = (0, NodeMask::default());
+        // SAFETY: a live integer and a live mask of as many bits as it says; the address is only looked up.
+        let told = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut mode,
+                nodes.as_mut_ptr(),
+                MASK_BITS,
+                address,
+                AT_ADDRESS,
+            )
+        };
+        (told == 0).then_some((mode, nodes))
+    }
+
+    #[test]
+    fn a_part_has_its_nodes_policy_and_the_rest_the_default() {
+        const PART: usize = 4 << 20;
+        // SAFETY: a constant name; the descriptor returned is owned by nobody else.
+        let memory = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"pool".as_ptr(), libc::MFD_CLOEXEC)) };
+        // SAFETY: the descriptor is open.
+        assert_eq!(unsafe { libc::ftruncate(memory.as_raw_fd(), 2 * PART as libc::off_t) }, 0);
+        // SAFETY: a fresh shared mapping of a descriptor that is open; nothing is replaced.
+        let base = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), 2 * PART, protection, libc::MAP_SHARED, memory.as_raw_fd(), 0)
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        let second = base.wrapping_byte_add(PART);
+        assert!(prefer(second, PART, 1 << 20).is_err(), "there is no such node");
+        let Ok(()) = prefer(second, PART, 0) else { return };
+        let Some(policy) = policy_at(second) else { return };
+        let mut node_0 = NodeMask::default();
+        node_0[0] = 1;
+        assert_eq!(policy, (libc::MPOL_PREFERRED, node_0));
+        assert_eq!(policy_at(base).map(|(mode, _)| mode), Some(libc::MPOL_DEFAULT));
     }
 }

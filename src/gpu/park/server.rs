@@ -11,6 +11,7 @@ use super::device::Device;
 use super::engine::{Course, Process};
 use super::ledger::{Block, Ledger};
 use super::link::Link;
+use super::nodes::Division;
 use super::pool::{Pool, SEGMENT};
 use super::slots::Run;
 use super::switch::{Share, Switches};
@@ -55,8 +56,8 @@ pub struct Handover {
     pub listener: OwnedFd,
     /// Bytes of the pool.
     pub bytes: u64,
-    /// NUMA node to take it from.
-    pub node: Option<u32>,
+    /// Which of it is next to which GPU.
+    pub division: Division,
 }
 
 impl MemoryServer {
@@ -78,7 +79,7 @@ impl MemoryServer {
             drop((device.bench()?, device.bench()?));
         }
         let first = devices.first().ok_or_else(|| invalid("there is no GPU"))?;
-        let pool = Pool::open(&handover.pool, handover.bytes, handover.node, Arc::new(book), first)
+        let pool = Pool::open(&handover.pool, handover.bytes, handover.division, Arc::new(book), first)
             .map_err(|error| invalid(&format!("the pool cannot be mapped: {error}")))?;
         let zero = digest(&vec![0; BLOCK], key);
         let ends: Vec<_> = left.keys().filter_map(|owner| Some((owner.pid, end_of(owner.pid)?))).collect();
@@ -215,10 +216,10 @@ impl MemoryServer {
         })
     }
 
-    /// Slots for blocks that go out: free ones, those being pinned, and those of copies that engines on the GPUs can do
-    /// without, longest unmoved first.
-    pub(super) fn room_for(&self, count: u32, deadline: Instant) -> Option<Vec<Run>> {
-        if let Some(runs) = self.pool.take(count, deadline) {
+    /// Slots for blocks that go out of a GPU: free ones, those being pinned, and those of copies that engines on the GPUs
+    /// can do without, longest unmoved first; always the GPU's node before others, and no copy is given up for that.
+    pub(super) fn room_for(&self, count: u32, gpu: usize, deadline: Instant) -> Option<Vec<Run>> {
+        if let Some(runs) = self.pool.take(count, gpu, deadline) {
             return Some(runs);
         }
         // One that is being moved keeps what it has.
@@ -228,7 +229,7 @@ impl MemoryServer {
         resident.sort_by_key(|process| process.moved);
         for mut process in resident {
             process.forget(&self.pool);
-            if let Some(runs) = self.pool.take(count, Instant::now()) {
+            if let Some(runs) = self.pool.take(count, gpu, Instant::now()) {
                 return Some(runs);
             }
         }

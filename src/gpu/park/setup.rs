@@ -11,8 +11,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
 
+use super::nodes::{Division, GpuNodes};
 use super::server::Handover;
 use crate::process::Launch;
+use crate::topology::PciId;
 
 /// Variable that tells the preload library where the memory server listens.
 pub const SOCKET_VARIABLE: &str = "SWAPSERVE_PARK_SOCKET";
@@ -28,8 +30,8 @@ const POOL_VARIABLE: &str = "SWAPSERVE_PARK_POOL";
 const BOOK_VARIABLE: &str = "SWAPSERVE_PARK_BOOK";
 /// Variable that tells it that of the listening socket.
 const DOOR_VARIABLE: &str = "SWAPSERVE_PARK_DOOR";
-/// Variable that tells it the pool's NUMA node, if it has one.
-const NODE_VARIABLE: &str = "SWAPSERVE_PARK_NODE";
+/// Variable that tells it the NUMA node of each GPU of this machine.
+const NODES_VARIABLE: &str = "SWAPSERVE_PARK_NODES";
 
 /// The pool's memory and the listening socket.
 #[derive(Debug, Clone)]
@@ -38,22 +40,22 @@ pub struct ParkSetup {
     book: Arc<OwnedFd>,
     listener: Arc<OwnedFd>,
     name: String,
-    node: Option<u32>,
+    nodes: GpuNodes,
 }
 
 impl ParkSetup {
-    /// A pool of that many bytes, near that NUMA node. Nothing is taken yet: the gpu server pins it.
+    /// A pool of that many bytes, divided among the NUMA nodes of the GPUs. Nothing is taken yet: the gpu server pins it.
     ///
     /// # Errors
     /// If the kernel gives no memory file or socket.
-    pub fn new(bytes: u64, node: Option<u32>) -> io::Result<Self> {
+    pub fn new(bytes: u64, nodes: GpuNodes) -> io::Result<Self> {
         let (pool, book) = (memory_file(c"swapserve-pool")?, memory_file(c"swapserve-book")?);
         let mut random = [0u8; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let name = format!("swapserve-park-{:032x}", u128::from_le_bytes(random));
         let listener = listen(&name)?;
         let setup =
-            Self { pool: Arc::new(pool), book: Arc::new(book), listener: Arc::new(listener), name, node };
+            Self { pool: Arc::new(pool), book: Arc::new(book), listener: Arc::new(listener), name, nodes };
         setup.resize(bytes)?;
         Ok(setup)
     }
@@ -70,6 +72,11 @@ impl ParkSetup {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// How a pool of that many bytes is divided where the job has these GPUs.
+    pub fn division(&self, bytes: u64, gpus: &[Option<PciId>]) -> Division {
+        division(bytes, &self.nodes, gpus)
     }
 
     /// What an engine needs in its environment.
@@ -89,19 +96,24 @@ impl ParkSetup {
             let number = launch.inherit_fd(descriptor.try_clone()?);
             environment.push((variable.into(), number.to_string().into()));
         }
-        environment.extend(self.node.map(|node| (NODE_VARIABLE.into(), node.to_string().into())));
+        environment.push((NODES_VARIABLE.into(), self.nodes.to_string().into()));
         Ok(environment)
     }
 }
 
-/// In the gpu server: what was handed over, if anything was.
-pub(crate) fn handed_over() -> Option<Handover> {
+/// In the gpu server, which has these GPUs: what was handed over, if anything was.
+pub(crate) fn handed_over(gpus: &[Option<PciId>]) -> Option<Handover> {
     let pool = inherited(POOL_VARIABLE)?;
     let book = inherited(BOOK_VARIABLE)?;
     let listener = inherited(DOOR_VARIABLE)?;
     let bytes = File::from(pool.try_clone().ok()?).metadata().ok()?.len();
-    let node = std::env::var(NODE_VARIABLE).ok().and_then(|node| node.parse().ok());
-    Some(Handover { pool, book, listener, bytes, node })
+    let nodes = std::env::var(NODES_VARIABLE).unwrap_or_default();
+    let division = division(bytes, &GpuNodes::read(&nodes), gpus);
+    Some(Handover { pool, book, listener, bytes, division })
+}
+
+fn division(bytes: u64, nodes: &GpuNodes, gpus: &[Option<PciId>]) -> Division {
+    Division::new((bytes / SEGMENT) as u32, &nodes.of(gpus))
 }
 
 /// In the gpu server: whether there is a pool by now. The daemon sizes it when it has read its config.
@@ -161,4 +173,23 @@ fn listen(name: &str) -> io::Result<OwnedFd> {
             || libc::listen(socket.as_raw_fd(), 64) != 0
     };
     if failed { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gpu_server_is_told_the_nodes_of_the_gpus() {
+        let told = "0000:07:00.0=1 0000:b7:00.0=0";
+        let setup = ParkSetup::new(0, GpuNodes::read(told)).unwrap();
+        let handed = setup.hand_over(&mut Launch::new("gpu-server")).unwrap();
+        let value = handed.iter().find(|(variable, _)| variable == NODES_VARIABLE).map(|(_, value)| value);
+        assert_eq!(value.and_then(|value| value.to_str()), Some(told));
+        // The daemon's own reckoning, by which it tells people: the same.
+        let gpus = ["b7:00.0", "07:00.0"].map(|gpu| gpu.parse().ok());
+        let ours = setup.division(4 * SEGMENT, &gpus);
+        assert_eq!(ours, division(4 * SEGMENT, &GpuNodes::read(told), &gpus));
+        assert_eq!((ours.near(0), ours.near(1)), (0..2, 2..4));
+    }
 }
