@@ -42,6 +42,7 @@ fn parked_engines_take_turns_and_what_did_not_change_is_not_copied_again() {
     let text = swapped("left", 500, "park") + &swapped("right", 500, "auto") + "[memory]\npool = \"1GiB\"\n";
     let service = Service::start_in(&text, &bench.environment());
     assert_eq!(service.model("left")["mechanism"], "park", "{}", service.log());
+    assert!(service.log().contains("the pool of parked engines has 1.0 GiB"), "{}", service.log());
     let first = (service.answer("left"), service.answer("right"));
     for _ in 0..3 {
         assert_eq!((service.answer("left"), service.answer("right")), first, "{}", service.log());
