@@ -77,7 +77,7 @@ impl Case {
             cookie: Cookie { name: "SWAPSERVE_TEST".into(), value: directory.path().display().to_string() },
             inherited: inherited.collect(),
             gpus: [0].into_iter().collect(),
-            visible: vec!["0".to_owned()],
+            visible: vec![gpu_bench::first_gpu()],
             threads: 1,
             binding: None,
             gpu_memory_fraction: None,

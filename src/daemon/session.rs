@@ -401,7 +401,7 @@ async fn sweep() -> io::Result<usize> {
     let Some(own) = ProcFs::default().stat(pid) else { return Ok(0) };
     let report = process::stop(&mut Tree::of(own.id).below_root(), Duration::ZERO).await?;
     for survivor in &report.survivors {
-        tracing::error!(pid = survivor.id.pid, name = %survivor.comm, "hangs in the kernel and cannot be killed");
+        tracing::error!(pid = survivor.id.pid, name = %survivor.comm, "was killed and is not gone yet: the kernel is still giving its memory back, or it hangs in a driver");
     }
     Ok(report.ended.len())
 }

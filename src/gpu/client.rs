@@ -8,12 +8,15 @@ use crate::process::Spawner;
 
 use super::keeper::{Keeper, Submit};
 use super::launch::ServerCommand;
+use super::park::{setup::ParkSetup, unpin};
 use super::protocol::{Answer, Call, Description, GpuMemory, ProcessMemory, ProcessState, Refusal};
 
 /// Calls that only look: more than this and the gpu server is taken for hung.
 const GLANCE: Duration = Duration::from_secs(5);
 /// The first answer of a gpu server: `cuInit` without persistence mode takes seconds on a node of many GPUs.
 const START: Duration = Duration::from_secs(60);
+/// For a gpu server's end, beside its pool's.
+const LAST: Duration = Duration::from_secs(2);
 /// On top of the driver's own limit of a lock.
 const LOCK_MARGIN: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,8 @@ pub struct GpuClient {
     calls: mpsc::UnboundedSender<Submit>,
     generation: watch::Receiver<u64>,
     end: Arc<Notify>,
+    /// What the gpu server gives back at its end.
+    park: Option<ParkSetup>,
 }
 
 impl GpuClient {
@@ -62,19 +67,22 @@ impl GpuClient {
         let (calls, received) = mpsc::unbounded_channel();
         let (announce, generation) = watch::channel(0);
         let end = Arc::new(Notify::new());
+        let park = command.park.clone();
         tokio::spawn(Keeper::new(spawner, command, received, announce, end.clone()).run());
-        Self { calls, generation, end }
+        Self { calls, generation, end, park }
     }
 
     /// Ends the gpu server, also if other handles are left: whoever holds one of a hung engine's is not waited for, and calls
-    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds.
+    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds and what giving back
+    /// its pool may take.
     pub async fn end(self) {
-        let Self { calls, mut generation, end } = self;
+        let Self { calls, mut generation, end, park } = self;
         end.notify_one();
         drop(calls);
         let ended = async { while generation.changed().await.is_ok() {} };
         // One that hangs in the kernel ends when it comes out; it cannot be waited for.
-        let _ = tokio::time::timeout(Duration::from_secs(2), ended).await;
+        let limit = LAST + unpin::limit(park.as_ref().map_or(0, ParkSetup::bytes));
+        let _ = tokio::time::timeout(limit, ended).await;
     }
 
     /// How often a gpu server has been started. A change means that calls under way at that time were lost.

@@ -23,6 +23,7 @@ use rustix::process::Signal;
 
 use super::client::GpuError;
 use super::launch::ServerCommand;
+use super::park::{setup::ParkSetup, unpin};
 use crate::process::{Child, Spawner};
 
 use super::protocol::{Answer, Call, Numbered, Outcome, checked_length, frame};
@@ -31,6 +32,8 @@ use super::protocol::{Answer, Call, Numbered, Outcome, checked_length, frame};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a killed server may take to be gone before the next one is started beside it.
 const END_LIMIT: Duration = Duration::from_secs(1);
+/// For a server to see the end of its socket, and to be gone when it has given its pool back.
+const MARGIN: Duration = Duration::from_millis(500);
 /// Wait before the second start; doubled for each further one …
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// … up to this.
@@ -102,6 +105,10 @@ impl Keeper {
             let why = match self.start().await {
                 Ok(mut server) => {
                     let why = self.serve(&mut server).await;
+                    if why.is_none() {
+                        let pool = self.command.park.as_ref().map_or(0, ParkSetup::bytes);
+                        close(&mut server, unpin::limit(pool)).await;
+                    }
                     end(server).await;
                     match why {
                         Some(why) => why,
@@ -228,6 +235,13 @@ impl Keeper {
                 },
             }
         }
+    }
+}
+
+/// Ends a server that is wanted no more and may have a pool to give back: closes its socket, and waits so long.
+async fn close(server: &mut Server, limit: Duration) {
+    if !limit.is_zero() && server.writer.shutdown().await.is_ok() {
+        let _ = tokio::time::timeout(limit + MARGIN, server.child.exited()).await;
     }
 }
 

@@ -1,7 +1,8 @@
 //! The gpu server's main: reads calls from its socket, runs each in a thread of its own, writes the answers.
 //!
 //! It holds no state of its own, so that one that is killed is replaced at no loss but that of the calls under
-//! way. It ends when its socket does, at once and without clean-up: a driver call that hangs must not keep it.
+//! way. It ends when its socket does: it gives the pool's memory back, which has a time limit, and is gone without any other
+//! clean-up. A driver call that hangs must not keep it.
 
 use std::io::{BufReader, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -55,6 +56,9 @@ fn serve(socket: UnixStream) -> std::io::Result<()> {
             // If the daemon is gone, the reader sees the end of the stream.
             let _ = write_frame(&mut *writer, &answer).and_then(|()| writer.flush());
         })?;
+    }
+    if let Some(Ok(park)) = gpus.park.get() {
+        park.end();
     }
     Ok(())
 }

@@ -212,6 +212,12 @@ pub fn real() -> bool {
     std::env::var("SWAPSERVE_TEST_GPU").is_ok_and(|value| value == "real")
 }
 
+/// What `CUDA_VISIBLE_DEVICES` calls the gpu server's first GPU.
+pub fn first_gpu() -> String {
+    let all = std::env::var("CUDA_VISIBLE_DEVICES").ok().filter(|_| real());
+    all.and_then(|all| all.split(',').next().map(str::to_owned)).unwrap_or_else(|| "0".to_owned())
+}
+
 /// A running test engine; it ends with this value.
 pub struct TestEngine {
     child: Child,

@@ -20,7 +20,7 @@ pub const REST: Duration = Duration::from_secs(5);
 pub struct Garage {
     pub bench: Bench,
     pub server: GpuClient,
-    setup: ParkSetup,
+    pub setup: ParkSetup,
 }
 
 impl Garage {

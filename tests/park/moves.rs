@@ -5,7 +5,7 @@ use swapserve::gpu::digest::{BLOCK, digest};
 use swapserve::gpu::park::nodes::GpuNodes;
 
 use crate::garage::{Garage, LONG, REST};
-use crate::gpu_bench::Bench;
+use crate::gpu_bench::{self, Bench};
 use crate::script::{Block, MIB, step};
 
 #[tokio::test]
@@ -20,6 +20,22 @@ async fn all_of_it_goes_out_and_comes_back_unchanged() {
     assert_eq!((back.bytes, back.copied), (364 * MIB, 364 * MIB));
     assert_eq!(garage.free().await, resident);
     engine.check();
+}
+
+#[tokio::test]
+async fn at_the_end_the_pool_is_given_back_before_the_gpu_server_is_gone() {
+    let garage = Garage::new(Bench::any(), 768);
+    let engine = garage.engine(&["--weights", "300MiB"]).await;
+    garage.out(&engine).await;
+    while garage.pool().await.pinned < 768 * MIB {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!((garage.setup.bytes(), garage.setup.taken()), (768 * MIB, 768 * MIB));
+    drop(engine);
+    let Garage { server, setup, .. } = garage;
+    server.end().await;
+    // This process still has the file open: nothing but giving back makes it empty.
+    assert_eq!(setup.taken(), 0);
 }
 
 #[tokio::test]
@@ -77,7 +93,9 @@ async fn only_as_much_as_is_wanted_goes_out() {
     let out = garage.server.park_out(vec![engine.pid()], Some(100 * MIB), REST, LONG).await.unwrap();
     assert!(out.bytes >= 100 * MIB && out.bytes < 576 * MIB, "{out:?}");
     assert_eq!(out.bytes + out.stayed, 576 * MIB);
-    assert_eq!(garage.free().await, resident + out.bytes);
+    // A real driver counts its page tables too.
+    let free = garage.free().await;
+    assert!(free.abs_diff(resident + out.bytes) <= if gpu_bench::real() { 16 * MIB } else { 0 }, "{free}");
     assert_eq!(garage.back(&engine).await.bytes, out.bytes);
     engine.check();
 }

@@ -11,7 +11,10 @@ async fn a_program_gets_the_function_of_its_own_version() {
     let garage = Garage::new(Bench::any(), 256);
     let engine = garage.engine(&["--weights", "2MiB"]).await;
     let (library, driver) = ("libswapserve_preload.so", "libcuda.so");
-    for (name, version, symbol, of) in [
+    let described = garage.server.describe().await.expect("the gpu server answers");
+    // A driver knows no version but its own and older ones.
+    let known = described.cuda_version as u64;
+    let functions = [
         ("cuMemAlloc", 11040, "cuMemAlloc_v2", library),
         ("cuGetProcAddress", 11030, "cuGetProcAddress", library),
         ("cuGetProcAddress", 12000, "cuGetProcAddress_v2", library),
@@ -22,7 +25,8 @@ async fn a_program_gets_the_function_of_its_own_version() {
         ("cuMulticastBindMem", 13010, "cuMulticastBindMem_v2", library),
         ("cuMulticastBindAddr", 12010, "cuMulticastBindAddr", library),
         ("cuMulticastBindAddr", 13010, "cuMulticastBindAddr_v2", library),
-    ] {
+    ];
+    for (name, version, symbol, of) in functions.into_iter().filter(|function| function.1 <= known) {
         let found = step(&engine, json!({"do": "look-up", "name": name, "version": version}));
         assert_eq!(found["symbol"], symbol, "{name} of {version}");
         assert!(found["library"].as_str().is_some_and(|it| it.contains(of)), "{name} of {version}: {found}");

@@ -75,6 +75,7 @@ driver_functions! {
     cuMemFreeHost(address: Handle);
     cuMemHostAlloc(out: *mut Handle, bytes: usize, flags: c_uint);
     cuMemHostRegister_v2(address: Handle, bytes: usize, flags: c_uint);
+    cuMemHostUnregister(address: Handle);
     cuMemAddressReserve(out: *mut u64, bytes: usize, alignment: usize, wanted: u64, flags: u64);
     cuMemImportFromShareableHandle(out: *mut u64, shareable: *mut c_void, kind: c_int);
     cuMemMap(address: u64, bytes: usize, offset: usize, handle: u64, flags: u64);

@@ -27,6 +27,7 @@
 //! | `engine`, `link`, `wire` | one process: what is known of it, its connection, its messages |
 //! | `device`, `cuda` | a GPU: workbenches on which chunks are mapped, digested and copied |
 //! | `ledger`, `slots`, `pool` | what is held, where, and the memory itself |
+//! | [`unpin`] | the pool's end |
 //! | [`nodes`] | how the pool is divided among NUMA nodes |
 //! | `book` | the same, for the next server if this one is killed |
 
@@ -48,6 +49,7 @@ pub mod server;
 pub mod setup;
 mod slots;
 mod switch;
+pub mod unpin;
 pub mod why;
 #[allow(dead_code, reason = "the preload library uses the other half")]
 #[path = "../../../preload/src/wire.rs"]

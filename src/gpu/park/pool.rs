@@ -26,7 +26,7 @@ pub(super) const SEGMENT: u64 = 256 << 20;
 /// Slots of a segment.
 pub(super) const SEGMENT_SLOTS: u32 = (SEGMENT / BLOCK as u64) as u32;
 /// Threads that pin at most: beyond, the kernel's own locks decide.
-const MOST_THREADS: usize = 8;
+pub(super) const MOST_THREADS: usize = 8;
 
 /// The pool.
 #[derive(Debug)]
@@ -46,6 +46,10 @@ struct State {
     slots: Slots,
     /// Segments that no thread has pinned or given up yet.
     pending: BTreeSet<u64>,
+    /// Segments that are pinned.
+    registered: Vec<u64>,
+    /// The run is over: nothing more is pinned.
+    ending: bool,
     trouble: Option<String>,
 }
 
@@ -88,7 +92,13 @@ impl Pool {
             bytes,
             division,
             pinned: AtomicU64::new(0),
-            state: Mutex::new(State { slots, pending: (0..segments).collect(), trouble: None }),
+            state: Mutex::new(State {
+                slots,
+                pending: (0..segments).collect(),
+                registered: Vec::new(),
+                ending: false,
+                trouble: None,
+            }),
             grown: Condvar::new(),
             book,
         });
@@ -105,6 +115,9 @@ impl Pool {
 
     fn pin_all(&self, order: &[u64], next: &AtomicUsize, device: &Device) {
         while let Some(&segment) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if self.lock().ending {
+                return;
+            }
             let outcome = device.enter().and_then(|()| self.pin(segment));
             let mut state = self.lock();
             state.pending.remove(&segment);
@@ -112,6 +125,7 @@ impl Pool {
                 Ok(()) => {
                     self.pinned.fetch_add(SEGMENT, Ordering::Relaxed);
                     state.slots.add_segment(segment as u32);
+                    state.registered.push(segment);
                 }
                 Err(refusal) => state.trouble = Some(refusal.to_string()),
             }
@@ -124,7 +138,7 @@ impl Pool {
     fn pin(&self, segment: u64) -> Result<(), Refusal> {
         /// `CU_MEMHOSTREGISTER_PORTABLE`.
         const PORTABLE: u32 = 1;
-        let address = (self.base + (segment * SEGMENT) as usize) as *mut c_void;
+        let address = self.segment(segment);
         // SAFETY: a range of the pool's own mapping. Huge pages are a wish; kernels before 5.14 take the memory when
         // the driver pins it.
         unsafe {
@@ -188,6 +202,23 @@ impl Pool {
             }
             state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Bytes that it has when it is ready.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where a segment begins.
+    pub(super) fn segment(&self, segment: u64) -> *mut c_void {
+        (self.base + (segment * SEGMENT) as usize) as *mut c_void
+    }
+
+    /// Begins the end: nothing more is pinned from now on. The segments that are.
+    pub(super) fn begin_end(&self) -> Vec<u64> {
+        let mut state = self.lock();
+        state.ending = true;
+        std::mem::take(&mut state.registered)
     }
 
     /// Where a slot lies.

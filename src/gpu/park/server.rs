@@ -119,6 +119,13 @@ impl MemoryServer {
         }
     }
 
+    /// Gives the pool's memory back: the run is over. See [`super::unpin`].
+    pub fn end(&self) {
+        if let Some(device) = self.devices.first() {
+            self.pool.give_back(device);
+        }
+    }
+
     /// Waits for processes whose memory an earlier server has taken out: half an engine must not come back, nor must one be
     /// taken for resident because nobody here knows it yet.
     fn reunion(&self, pids: &[i32]) -> Result<(), Refusal> {

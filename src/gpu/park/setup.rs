@@ -79,6 +79,17 @@ impl ParkSetup {
         division(bytes, &self.nodes, gpus)
     }
 
+    /// Bytes of the pool.
+    pub fn bytes(&self) -> u64 {
+        stat(self.pool.as_raw_fd()).map_or(0, |found| found.st_size.cast_unsigned())
+    }
+
+    /// Bytes of it that the kernel has given so far and not got back.
+    pub fn taken(&self) -> u64 {
+        // st_blocks counts 512 bytes whatever the file system (stat(3type)).
+        stat(self.pool.as_raw_fd()).map_or(0, |found| found.st_blocks.cast_unsigned() * 512)
+    }
+
     /// What an engine needs in its environment.
     pub fn engine_environment(&self) -> (OsString, OsString) {
         (SOCKET_VARIABLE.into(), format!("@{}", self.name).into())
@@ -118,11 +129,14 @@ fn division(bytes: u64, nodes: &GpuNodes, gpus: &[Option<PciId>]) -> Division {
 
 /// In the gpu server: whether there is a pool by now. The daemon sizes it when it has read its config.
 pub(crate) fn has_pool() -> bool {
-    let Some(number) = number(POOL_VARIABLE) else { return false };
+    number(POOL_VARIABLE).and_then(stat).is_some_and(|found| found.st_size > 0)
+}
+
+fn stat(descriptor: RawFd) -> Option<libc::stat> {
     // SAFETY: all zeros is a valid value of a struct of plain numbers.
     let mut found: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: fstat only looks; the struct is a live local.
-    (unsafe { libc::fstat(number, &raw mut found) } == 0) && found.st_size > 0
+    (unsafe { libc::fstat(descriptor, &raw mut found) } == 0).then_some(found)
 }
 
 fn number(variable: &str) -> Option<RawFd> {

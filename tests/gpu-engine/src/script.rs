@@ -407,6 +407,20 @@ fn mixed(word: u64) -> u64 {
     word ^ (word >> 29)
 }
 
+/// Whether a descriptor is a connection to the memory server, which has an abstract name. The driver has sockets of the same
+/// kind, `@cuda-uvmfd-…`, and leaves them to children.
+fn leads_to_memory_server(descriptor: i32) -> bool {
+    // SAFETY: all zeros is a valid address.
+    let mut peer: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: any number; a live local of the length given.
+    let asked = unsafe { libc::getpeername(descriptor, (&raw mut peer).cast(), &raw mut length) };
+    let name = peer.sun_path.map(libc::c_char::cast_unsigned);
+    asked == 0
+        && peer.sun_family == libc::AF_UNIX as libc::sa_family_t
+        && name.starts_with(b"\0swapserve-park-")
+}
+
 /// Forks a child that calls the driver and looks at what it has been left; what it saw.
 fn fork(cuda: &Cuda) -> Result<Value, String> {
     // SAFETY: the child calls the driver, the kernel and the allocator (which the C library makes whole after a fork),
@@ -418,22 +432,8 @@ fn fork(cuda: &Cuda) -> Result<Value, String> {
         if cuda_call!(cuda, cuMemAlloc_v2(&raw mut address, 8 << 20)).is_ok() {
             status |= 1;
         }
-        let mut socket_kind = 0;
-        let mut length = size_of_val(&socket_kind) as libc::socklen_t;
-        for descriptor in 0..1024 {
-            // SAFETY: any number; a live local of the length given.
-            let asked = unsafe {
-                libc::getsockopt(
-                    descriptor,
-                    libc::SOL_SOCKET,
-                    libc::SO_TYPE,
-                    (&raw mut socket_kind).cast(),
-                    &raw mut length,
-                )
-            };
-            if asked == 0 && socket_kind == libc::SOCK_SEQPACKET {
-                status |= 2;
-            }
+        if (0..1024).any(leads_to_memory_server) {
+            status |= 2;
         }
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(status) };

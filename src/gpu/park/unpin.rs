@@ -1,0 +1,73 @@
+//! The end of the pool: its memory is given back by several threads before the process ends.
+//!
+//! What is left to the kernel's own clean-up of a process is given back page by page by one thread: tens of GiB take it
+//! more than ten seconds, in which the process is dead and cannot be waited for in a job's last seconds.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use super::cuda::cuMemHostUnregister;
+use super::device::Device;
+use super::pool::{MOST_THREADS, Pool, SEGMENT};
+
+/// What giving back anything may take.
+const LEAST: Duration = Duration::from_millis(500);
+/// Bytes given back in a millisecond at the least; one thread of the kernel manages half of that.
+const BYTES_A_MS: u64 = 8 << 20;
+
+/// How long giving back a pool of so many bytes may take. Beyond, whatever is left is left to the kernel.
+pub fn limit(bytes: u64) -> Duration {
+    if bytes == 0 { Duration::ZERO } else { LEAST + Duration::from_millis(bytes / BYTES_A_MS) }
+}
+
+impl Pool {
+    /// Gives the pool's memory back to the node: nobody wants it any more. Segments that are being pinned just now are
+    /// left to the kernel, and so is the rest when the time is over: a driver that hangs must not keep the process.
+    pub(super) fn give_back(self: &Arc<Self>, device: &Arc<Device>) {
+        let deadline = Instant::now() + limit(self.bytes());
+        let segments = Arc::new(self.begin_end());
+        let next = Arc::new(AtomicUsize::new(0));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (tell, told) = mpsc::channel();
+        for _ in 0..cores.min(MOST_THREADS).min(segments.len()) {
+            let (pool, device, tell) = (Arc::clone(self), Arc::clone(device), tell.clone());
+            let (segments, next) = (Arc::clone(&segments), Arc::clone(&next));
+            let unpin = move || {
+                if device.enter().is_ok() {
+                    while let Some(&segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        pool.unpin(segment);
+                    }
+                }
+                // Whoever waited may have given up.
+                let _ = tell.send(());
+            };
+            // Without a thread the kernel does it.
+            let _ = std::thread::Builder::new().name("unpin".to_owned()).spawn(unpin);
+        }
+        drop(tell);
+        // Until every thread has told, or the time is over.
+        while told.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+    }
+
+    fn unpin(&self, segment: u64) {
+        let address = self.segment(segment);
+        // SAFETY: registered by this process, once; nothing is copied from or to it any more, since calls have ended.
+        unsafe { cuMemHostUnregister(address) };
+        // SAFETY: a range of the pool's own mapping, of which nothing is used any more. The daemon has the file open too:
+        // without this its pages would go one by one when that closes it. A refusal leaves them to the kernel.
+        unsafe { libc::madvise(address, SEGMENT as usize, libc::MADV_REMOVE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_pool_may_take_longer() {
+        assert_eq!(limit(0), Duration::ZERO);
+        assert_eq!(limit(256 << 20), Duration::from_millis(532));
+        assert_eq!(limit(64 << 30), Duration::from_millis(500 + 8192));
+    }
+}
