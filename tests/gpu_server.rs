@@ -109,6 +109,18 @@ async fn a_call_past_its_deadline_costs_the_gpu_server_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_signal_that_the_job_is_to_end_is_for_the_daemon_to_act_on() {
+    let bench = Bench::any();
+    let server = bench.server();
+    server.describe().await.unwrap();
+    let before = server.generation();
+    bench.signal_server(rustix::process::Signal::TERM);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.ping().await.unwrap();
+    assert_eq!(server.generation(), before);
+}
+
+#[tokio::test]
 async fn its_end_waits_neither_for_other_handles_nor_for_calls_under_way() {
     let Some(bench) = Bench::software(1) else { return };
     let server = bench.server();
@@ -120,7 +132,7 @@ async fn its_end_waits_neither_for_other_handles_nor_for_calls_under_way() {
         async move { server.lock(pid, LIMIT).await }
     });
     gpu_bench::until("the call is under way", || bench.faults_left().contains("times=0")).await;
-    server.end().await;
+    server.end(Duration::from_secs(1)).await;
     let hung = hangs.await.unwrap();
     assert!(matches!(hung, Err(GpuError::Unavailable { .. })), "{hung:?}");
     assert!(matches!(other.describe().await, Err(GpuError::Unavailable { .. })));

@@ -31,7 +31,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -318,6 +318,7 @@ impl Session {
 
     /// Ends the run in order; open streams get no more time once `haste` resolves, and engines next to none.
     pub async fn end(mut self, plan: EndPlan, haste: impl Future<Output = ()>) -> EndReport {
+        let begun = Instant::now();
         self.drain();
         let mut haste = std::pin::pin!(haste.fuse());
         tokio::select! {
@@ -348,8 +349,20 @@ impl Session {
             // With it goes its handle on the gpu server.
             let _ = strangers.await;
         }
+        // What opens something does not wait for what only takes memory.
+        if let Err(error) = self.endpoint.remove() {
+            left.push(format!("{}: {error}", self.endpoint_file.display()));
+        }
+        self.run_dir.remove_key();
         if let Some(gpu) = self.gpu.take() {
-            gpu.end().await;
+            let time = plan.gone.saturating_sub(begun.elapsed());
+            let time = if haste.is_terminated() { time.min(HASTE) } else { time };
+            let mut ended = std::pin::pin!(gpu.end(time));
+            tokio::select! {
+                () = &mut ended => {}
+                // If that is too little, the sweep kills it.
+                () = &mut haste => { let _ = timeout(HASTE, ended).await; }
+            }
         }
         let swept = sweep().await.unwrap_or_else(|error| {
             left.push(format!("processes below this one: {error}"));
@@ -357,9 +370,6 @@ impl Session {
         });
         // Of engines that had to be killed; those that ended in time have been tidied up after.
         job::leftovers::sweep_shared(self.run_dir.path());
-        if let Err(error) = self.endpoint.remove() {
-            left.push(format!("{}: {error}", self.endpoint_file.display()));
-        }
         if let Err(error) = self.run_dir.close() {
             left.push(error.to_string());
         }

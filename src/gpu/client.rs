@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::process::Spawner;
 
-use super::keeper::{Keeper, Submit};
+use super::keeper::{End, Keeper, Submit};
 use super::launch::ServerCommand;
 use super::park::{setup::ParkSetup, unpin};
 use super::protocol::{Answer, Call, Description, GpuMemory, ProcessMemory, ProcessState, Refusal};
@@ -56,7 +56,7 @@ impl GpuError {
 pub struct GpuClient {
     calls: mpsc::UnboundedSender<Submit>,
     generation: watch::Receiver<u64>,
-    end: Arc<Notify>,
+    end: Arc<End>,
     /// What the gpu server gives back at its end.
     park: Option<ParkSetup>,
 }
@@ -66,23 +66,23 @@ impl GpuClient {
     pub fn start(spawner: Spawner, command: ServerCommand) -> Self {
         let (calls, received) = mpsc::unbounded_channel();
         let (announce, generation) = watch::channel(0);
-        let end = Arc::new(Notify::new());
+        let end = Arc::new(End::default());
         let park = command.park.clone();
         tokio::spawn(Keeper::new(spawner, command, received, announce, end.clone()).run());
         Self { calls, generation, end, park }
     }
 
     /// Ends the gpu server, also if other handles are left: whoever holds one of a hung engine's is not waited for, and calls
-    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds and what giving back
-    /// its pool may take.
-    pub async fn end(self) {
+    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds and the `time` that it
+    /// has to give its pool back.
+    pub async fn end(self, time: Duration) {
         let Self { calls, mut generation, end, park } = self;
-        end.notify_one();
+        end.tell(time);
         drop(calls);
         let ended = async { while generation.changed().await.is_ok() {} };
         // One that hangs in the kernel ends when it comes out; it cannot be waited for.
-        let limit = LAST + unpin::limit(park.as_ref().map_or(0, ParkSetup::bytes));
-        let _ = tokio::time::timeout(limit, ended).await;
+        let pool = unpin::limit(park.as_ref().map_or(0, ParkSetup::bytes));
+        let _ = tokio::time::timeout(LAST + pool.min(time), ended).await;
     }
 
     /// How often a gpu server has been started. A change means that calls under way at that time were lost.

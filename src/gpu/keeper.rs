@@ -10,7 +10,7 @@
 //! [`PATIENCE`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,8 +74,24 @@ pub(super) struct Keeper {
     next_id: u64,
     failures: u32,
     last_failure: String,
-    /// Told once, when the run ends.
-    end: Arc<Notify>,
+    end: Arc<End>,
+}
+
+/// Told once, when the run ends.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    told: Notify,
+    /// What the pool may take.
+    time: OnceLock<Duration>,
+}
+
+impl End {
+    /// Tells it.
+    pub(super) fn tell(&self, time: Duration) {
+        // The first word counts.
+        let _ = self.time.set(time);
+        self.told.notify_one();
+    }
 }
 
 impl Keeper {
@@ -84,7 +100,7 @@ impl Keeper {
         command: ServerCommand,
         submitted: mpsc::UnboundedReceiver<Submit>,
         generation: watch::Sender<u64>,
-        end: Arc<Notify>,
+        end: Arc<End>,
     ) -> Self {
         Self {
             spawner,
@@ -106,8 +122,10 @@ impl Keeper {
                 Ok(mut server) => {
                     let why = self.serve(&mut server).await;
                     if why.is_none() {
-                        let pool = self.command.park.as_ref().map_or(0, ParkSetup::bytes);
-                        close(&mut server, unpin::limit(pool)).await;
+                        // Whoever waits for an answer is told that there will be none.
+                        self.pending.clear();
+                        let limit = unpin::limit(self.command.park.as_ref().map_or(0, ParkSetup::bytes));
+                        close(&mut server, limit.min(*self.end.time.get().unwrap_or(&limit))).await;
                     }
                     end(server).await;
                     match why {
@@ -153,7 +171,7 @@ impl Keeper {
         loop {
             let next = self.pending.values().map(|pending| pending.deadline).min();
             tokio::select! {
-                () = self.end.notified() => return None,
+                () = self.end.told.notified() => return None,
                 submit = self.submitted.recv() => {
                     let id = self.accept(submit?);
                     if let Err(error) = self.send(server, id).await {
@@ -226,7 +244,7 @@ impl Keeper {
             let next = self.pending.values().map(|pending| pending.deadline).min();
             tokio::select! {
                 biased;
-                () = self.end.notified() => return false,
+                () = self.end.told.notified() => return false,
                 () = tokio::time::sleep_until(begin) => return true,
                 () = until(next) => { self.overdue(); }
                 submit = self.submitted.recv() => match submit {
@@ -240,7 +258,12 @@ impl Keeper {
 
 /// Ends a server that is wanted no more and may have a pool to give back: closes its socket, and waits so long.
 async fn close(server: &mut Server, limit: Duration) {
-    if !limit.is_zero() && server.writer.shutdown().await.is_ok() {
+    if limit.is_zero() {
+        return;
+    }
+    // One that is stopped would not see it.
+    let _ = server.child.signal(Signal::CONT);
+    if server.writer.shutdown().await.is_ok() {
         let _ = tokio::time::timeout(limit + MARGIN, server.child.exited()).await;
     }
 }

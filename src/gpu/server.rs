@@ -26,10 +26,20 @@ pub fn main() -> ! {
         eprintln!("gpu-server is started by the daemon, which names its socket in {SOCKET_VARIABLE}");
         std::process::exit(64);
     };
+    leave_signals_to_the_daemon();
     // A broken socket ends the server like a closed one: there is nobody left to tell.
     let _ = serve(UnixStream::from(socket));
     // SAFETY: ends the process without running exit handlers, which may wait for a driver call that hangs.
     unsafe { libc::_exit(0) }
+}
+
+/// Has signals that say that a job is to end wait for ever: where Slurm sends them to every process of a step, engines are
+/// swapped until the daemon has ended them, and it ends this process by its socket or by KILL.
+fn leave_signals_to_the_daemon() {
+    use nix::sys::signal::{SigSet, Signal};
+    let wait = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+    // It refuses nothing but a set that is none.
+    let _ = wait.into_iter().collect::<SigSet>().thread_block();
 }
 
 /// The descriptor that the daemon names, if it is open.

@@ -132,6 +132,11 @@ impl RunDir {
         key_file(&self.path)
     }
 
+    /// Removes the key ahead of the rest, which is removed in any case.
+    pub fn remove_key(&self) {
+        let _ = fs::remove_file(self.key_file());
+    }
+
     /// Removes it with everything in it.
     ///
     /// # Errors

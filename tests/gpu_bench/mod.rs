@@ -100,6 +100,12 @@ impl Bench {
     /// Kills the gpu servers of this place, and waits until `client` has started the next one.
     pub async fn kill_server(&self, client: &GpuClient) {
         let before = client.generation();
+        self.signal_server(rustix::process::Signal::KILL);
+        until("the next gpu server is there", || client.generation() > before).await;
+    }
+
+    /// Sends the gpu servers of this place a signal.
+    pub fn signal_server(&self, signal: rustix::process::Signal) {
         let mark = format!("{MARK}={}", self.mark());
         let servers = processes().filter(|pid| {
             let marked = std::fs::read(format!("/proc/{pid}/environ"))
@@ -108,11 +114,10 @@ impl Bench {
                 && std::fs::read(format!("/proc/{pid}/cmdline"))
                     .is_ok_and(|all| all.ends_with(b"gpu-server\0"))
         });
-        let killed = servers.filter_map(rustix::process::Pid::from_raw).map(|pid| {
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        let sent = servers.filter_map(rustix::process::Pid::from_raw).map(|pid| {
+            rustix::process::kill_process(pid, signal).expect("it is ours");
         });
-        assert!(killed.count() > 0, "no gpu server runs");
-        until("the next gpu server is there", || client.generation() > before).await;
+        assert!(sent.count() > 0, "no gpu server runs");
     }
 
     /// Tells this place's gpu servers from those of tests beside it.

@@ -27,13 +27,15 @@ async fn at_the_end_the_pool_is_given_back_before_the_gpu_server_is_gone() {
     let garage = Garage::new(Bench::any(), 768);
     let engine = garage.engine(&["--weights", "300MiB"]).await;
     garage.out(&engine).await;
+    let deadline = std::time::Instant::now() + LONG;
     while garage.pool().await.pinned < 768 * MIB {
+        assert!(std::time::Instant::now() < deadline, "it is not pinned");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     assert_eq!((garage.setup.bytes(), garage.setup.taken()), (768 * MIB, 768 * MIB));
     drop(engine);
     let Garage { server, setup, .. } = garage;
-    server.end().await;
+    server.end(LONG).await;
     // This process still has the file open: nothing but giving back makes it empty.
     assert_eq!(setup.taken(), 0);
 }

@@ -81,8 +81,13 @@ impl Pool {
         }
         for part in division.parts() {
             let begin = base.wrapping_byte_add(part.segments.start as usize * SEGMENT as usize);
-            // A refusal leaves the kernel's default, which works.
-            let _ = prefer(begin, part.segments.len() * SEGMENT as usize, part.node);
+            if let Err(error) = prefer(begin, part.segments.len() * SEGMENT as usize, part.node) {
+                // The kernel's default works too.
+                eprintln!(
+                    "gpu-server: the pool's part on NUMA node {} may lie elsewhere: mbind: {error}",
+                    part.node
+                );
+            }
         }
         let segments = bytes / SEGMENT;
         let order = order(&division.in_turns(), book.entries().map(|(slot, _)| slot));
@@ -104,13 +109,17 @@ impl Pool {
         });
         let (order, next) = (Arc::new(order), Arc::new(AtomicUsize::new(0)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let nobody = || io::Error::other("no thread to pin it");
+        let mut pinning = if segments == 0 { Ok(()) } else { Err(nobody()) };
         for _ in 0..cores.min(MOST_THREADS).min(segments as usize) {
             let (pool, device) = (Arc::clone(&pool), Arc::clone(device));
             let (order, next) = (Arc::clone(&order), Arc::clone(&next));
             let pin = move || pool.pin_all(&order, &next, &device);
-            std::thread::Builder::new().name("pin".to_owned()).spawn(pin)?;
+            let begun = std::thread::Builder::new().name("pin".to_owned()).spawn(pin).map(|_| ());
+            // One thread is enough.
+            pinning = pinning.or(begun);
         }
-        Ok(pool)
+        pinning.map(|()| pool)
     }
 
     fn pin_all(&self, order: &[u64], next: &AtomicUsize, device: &Device) {

@@ -13,7 +13,7 @@ use super::pool::{MOST_THREADS, Pool, SEGMENT};
 
 /// What giving back anything may take.
 const LEAST: Duration = Duration::from_millis(500);
-/// Bytes given back in a millisecond at the least; one thread of the kernel manages half of that.
+/// Bytes given back in a millisecond, as hoped of several threads: one thread of the kernel was seen to manage half of that.
 const BYTES_A_MS: u64 = 8 << 20;
 
 /// How long giving back a pool of so many bytes may take. Beyond, whatever is left is left to the kernel.
@@ -52,7 +52,8 @@ impl Pool {
 
     fn unpin(&self, segment: u64) {
         let address = self.segment(segment);
-        // SAFETY: registered by this process, once; nothing is copied from or to it any more, since calls have ended.
+        // SAFETY: registered by this process, once. A call may still be copying: the mapping stays, and nobody wants what it
+        // copies, since the run is over.
         unsafe { cuMemHostUnregister(address) };
         // SAFETY: a range of the pool's own mapping, of which nothing is used any more. The daemon has the file open too:
         // without this its pages would go one by one when that closes it. A refusal leaves them to the kernel.
