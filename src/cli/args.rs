@@ -1,7 +1,8 @@
 //! The options of every verb, as clap sees them. The doc comments are the texts of `--help` and the man page.
 
 use super::output::{Mode, Output, Style};
-use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use crate::observe::logging::LogFormat;
+use clap::{Args, ColorChoice, Parser, Subcommand};
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
@@ -192,15 +193,6 @@ pub struct ServeArgs {
     /// How the log is written on standard error.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-}
-
-/// How the log is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// `run`.

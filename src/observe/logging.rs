@@ -3,7 +3,6 @@
 //! Lines are written by a thread of their own. Standard error of a job is a file of the user's, often on a network file system: one
 //! that stalls must not hold up a request. Past [`BACKLOG`] lines that wait, further ones are dropped and counted.
 
-use crate::cli::args::LogFormat;
 use std::{
     io::{self, Write},
     sync::{
@@ -14,6 +13,15 @@ use std::{
     time::Duration,
 };
 use tracing_subscriber::EnvFilter;
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Lines that may wait to be written.
 const BACKLOG: usize = 4096;
