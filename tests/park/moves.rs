@@ -24,6 +24,15 @@ async fn all_of_it_goes_out_and_comes_back_unchanged() {
 
 #[tokio::test]
 async fn at_the_end_the_pool_is_given_back_before_the_gpu_server_is_gone() {
+    given_back(false).await;
+}
+
+#[tokio::test]
+async fn at_the_end_a_gpu_server_that_is_stopped_gives_it_back_too() {
+    given_back(true).await;
+}
+
+async fn given_back(stopped: bool) {
     let garage = Garage::new(Bench::any(), 768);
     let engine = garage.engine(&["--weights", "300MiB"]).await;
     garage.out(&engine).await;
@@ -34,7 +43,10 @@ async fn at_the_end_the_pool_is_given_back_before_the_gpu_server_is_gone() {
     }
     assert_eq!((garage.setup.bytes(), garage.setup.taken()), (768 * MIB, 768 * MIB));
     drop(engine);
-    let Garage { server, setup, .. } = garage;
+    let Garage { bench, server, setup } = garage;
+    if stopped {
+        bench.signal_server(rustix::process::Signal::STOP);
+    }
     server.end(LONG).await;
     // This process still has the file open: nothing but giving back makes it empty.
     assert_eq!(setup.taken(), 0);
