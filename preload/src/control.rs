@@ -109,8 +109,8 @@ fn counts() -> [u64; wire::COUNTS] {
             Place::Shared => &mut shared,
         } += chunk.bytes as u64;
     }
-    let [managed, refused, imported] = memory::in_the_way();
-    [here, away, shared, managed, refused, imported]
+    let [managed, refused, imported, pooled] = memory::in_the_way();
+    [here, away, shared, managed, refused, imported, pooled]
 }
 
 fn place(chunk: &Chunk) -> Place {

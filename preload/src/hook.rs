@@ -54,6 +54,7 @@ static TABLES: &[&[Hook]] = &[
     crate::lookup::HOOKS,
     crate::memory::HOOKS,
     crate::pool::HOOKS,
+    crate::pools::HOOKS,
     crate::virtual_memory::HOOKS,
     crate::submit::HOOKS,
 ];

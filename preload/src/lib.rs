@@ -33,6 +33,7 @@
 //! | [`hold`] | `cuInit`, of an engine that is launched ahead of its turn |
 //! | [`submit`] | functions that only pass the gate |
 //! | [`memory`], [`pool`] | plain and stream-ordered allocations |
+//! | [`pools`] | the pools of the latter |
 //! | [`virtual_memory`] | the engine's own use of the driver's virtual memory management |
 //! | [`address`] | where the daemon's side listens |
 //! | [`wire`] | messages to and from the memory server; that side includes the same file |
@@ -56,6 +57,7 @@ mod hook;
 mod lookup;
 mod memory;
 mod pool;
+mod pools;
 mod process;
 mod registry;
 mod submit;

@@ -29,20 +29,28 @@ static MANAGED: AtomicU64 = AtomicU64::new(0);
 static IPC_REFUSED: AtomicU64 = AtomicU64::new(0);
 /// Memory of other processes that was opened here.
 static IMPORTED: AtomicU64 = AtomicU64::new(0);
+/// Allocations from pools whose memory stays.
+static POOLED: AtomicU64 = AtomicU64::new(0);
 
 /// `CUipcMemHandle`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct IpcHandle([u8; 64]);
 
-/// Managed allocations, refused IPC handles, and foreign memory opened.
-pub(crate) fn in_the_way() -> [u64; 3] {
-    [&MANAGED, &IPC_REFUSED, &IMPORTED].map(|count| count.load(Ordering::Relaxed))
+/// Managed allocations, refused IPC handles, foreign memory opened, and allocations from pools whose memory stays.
+pub(crate) fn in_the_way() -> [u64; 4] {
+    [&MANAGED, &IPC_REFUSED, &IMPORTED, &POOLED].map(|count| count.load(Ordering::Relaxed))
 }
 
 /// Memory of another process has been opened.
 pub(crate) fn note_import() {
     IMPORTED.fetch_add(1, Ordering::Relaxed);
+    tell();
+}
+
+/// Memory has come from a pool whose memory stays.
+pub(crate) fn note_pooled() {
+    POOLED.fetch_add(1, Ordering::Relaxed);
     tell();
 }
 

@@ -1,18 +1,18 @@
-//! Stream-ordered allocations, from the device's pool and from pools that the engine makes.
+//! Stream-ordered allocations, from a device's current pool and from pools that the engine names ([`crate::pools`]).
 //!
 //! A freed region is kept, with an event on its stream, for the next allocation of about its size, whose stream waits for
 //! the event. Kept regions are given back before the engine is parked, when memory runs out, when the engine trims a
 //! pool, and, once their last use is over, beyond what [`KEPT`] or a pool's release threshold allows. Allocations inside a
 //! stream capture, and those from a pool that can be exported or is of a limited size, stay with the driver.
 
-use std::collections::BTreeMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::{self, Access, Context, Handle, INVALID_HANDLE, Location, SUCCESS};
+use crate::driver::{self, Context, Handle, INVALID_HANDLE, SUCCESS};
 use crate::gate;
 use crate::hook::hooks;
 use crate::memory;
+use crate::pools;
 use crate::process;
 use crate::registry::{self, GRANULE, SMALLEST};
 
@@ -33,34 +33,10 @@ struct Idle {
     context: usize,
 }
 
-/// `CUmemPoolProps`, as far as it is looked at.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct PoolProperties {
-    kind: c_int,
-    handle_types: c_int,
-    location: Location,
-    win32: *mut c_void,
-    largest: usize,
-}
-
 static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
-/// A pool from which parkable memory can be given out.
-#[derive(Debug, Clone, Copy)]
-struct Pool {
-    device: c_int,
-    /// Bytes that it may keep (`CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`).
-    threshold: usize,
-}
-
-static POOLS: Mutex<BTreeMap<usize, Pool>> = Mutex::new(BTreeMap::new());
 
 fn idle() -> MutexGuard<'static, Vec<Idle>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn pools() -> MutexGuard<'static, BTreeMap<usize, Pool>> {
-    POOLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of a device that are kept for the next allocation.
@@ -81,8 +57,12 @@ pub(crate) fn drop_idle() -> bool {
 
 /// Gives back what is kept of a device beyond what its pools may keep, as far as its last use is over.
 fn give_surplus_back(device: c_int) {
-    let thresholds = pools().values().filter(|pool| pool.device == device).map(|pool| pool.threshold).max();
-    give_back_beyond(device, thresholds.unwrap_or(0).max(KEPT), Idle::is_over);
+    give_back_beyond(device, pools::threshold(device).max(KEPT), Idle::is_over);
+}
+
+/// Gives back what is kept of a device beyond so many bytes.
+pub(crate) fn trim(device: c_int, keep: usize) {
+    give_back_beyond(device, keep, |_| true);
 }
 
 /// Gives kept regions of a device back, longest unused first of those that may go, until no more than `keep` bytes are kept.
@@ -168,17 +148,18 @@ fn again(bytes: usize, device: c_int, stream: Handle) -> Option<u64> {
 /// Where an allocation comes from.
 #[derive(Debug, Clone, Copy)]
 enum From {
-    /// The pool of the current context's device.
-    Device,
+    /// The current pool of the stream's device.
+    Stream,
     /// That pool.
     Pool(Handle),
 }
 
 impl From {
-    fn device(self) -> Option<c_int> {
+    /// The pool that is meant, in a stream of that device; nothing where it is the default one.
+    fn pool(self, device: c_int) -> Option<Handle> {
         match self {
-            Self::Device => driver::current_device(),
-            Self::Pool(pool) => pools().get(&(pool as usize)).map(|pool| pool.device),
+            Self::Stream => pools::current(device),
+            Self::Pool(pool) => Some(pool),
         }
     }
 }
@@ -197,8 +178,26 @@ fn allocate(
     if bytes < SMALLEST || out.is_null() || captured(stream) {
         return memory::or_without_idle(otherwise);
     }
-    let Some(device) = from.device() else { return memory::or_without_idle(otherwise) };
-    match again(bytes, device, stream).map_or_else(|| memory::on_device(bytes, device), Ok) {
+    // The stream need not be one of the caller's current context, and the memory is for its device.
+    let context = driver::context_of(stream).or_else(driver::current_context);
+    let Some((context, device)) = context.and_then(|it| Some((it, driver::device_of(it)?))) else {
+        return memory::or_without_idle(otherwise);
+    };
+    let pool = from.pool(device);
+    let device = match pool {
+        None => Some(device).filter(|device| driver::can_back(*device)),
+        Some(pool) => pools::device_of(pool),
+    };
+    let Some(device) = device else {
+        let code = memory::or_without_idle(otherwise);
+        if code == SUCCESS && pool.is_some_and(pools::stays) {
+            memory::note_pooled();
+        }
+        return code;
+    };
+    let fresh =
+        || driver::within(context, || memory::on_device(bytes, device)).unwrap_or(Err(INVALID_HANDLE));
+    match again(bytes, device, stream).map_or_else(fresh, Ok) {
         Ok(address) => {
             // SAFETY: not null, and the driver's contract has the caller pass room for an address.
             unsafe { out.write(address) };
@@ -206,15 +205,6 @@ fn allocate(
         }
         Err(code) => code,
     }
-}
-
-/// Notes a pool from which parkable memory can be given out.
-fn note_pool(code: c_int, pool: *const Handle, device: c_int) -> c_int {
-    if code == SUCCESS && process::enabled() && !pool.is_null() && driver::can_back(device) {
-        // SAFETY: not null, and the driver has written it.
-        pools().entry(unsafe { *pool } as usize).or_insert(Pool { device, threshold: 0 });
-    }
-    code
 }
 
 fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_int {
@@ -263,12 +253,12 @@ fn free(address: u64, stream: Handle, otherwise: impl FnOnce() -> c_int) -> c_in
 hooks! {
     fn cuMemAllocAsync(out: *mut u64, bytes: usize, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, From::Device, stream, || unsafe { real::cuMemAllocAsync(out, bytes, stream) })
+        allocate(out, bytes, From::Stream, stream, || unsafe { real::cuMemAllocAsync(out, bytes, stream) })
     }
 
     fn cuMemAllocAsync_ptsz(out: *mut u64, bytes: usize, stream: Handle) {
         // SAFETY: the caller's own arguments.
-        allocate(out, bytes, From::Device, own(stream), || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
+        allocate(out, bytes, From::Stream, own(stream), || unsafe { real::cuMemAllocAsync_ptsz(out, bytes, stream) })
     }
 
     fn cuMemFreeAsync(address: u64, stream: Handle) {
@@ -293,65 +283,5 @@ hooks! {
         allocate(out, bytes, From::Pool(pool), own(stream), || unsafe {
             real::cuMemAllocFromPoolAsync_ptsz(out, bytes, pool, stream)
         })
-    }
-
-    fn cuMemPoolCreate(out: *mut Handle, properties: *const PoolProperties) {
-        // SAFETY: the caller's own arguments.
-        let code = unsafe { real::cuMemPoolCreate(out, properties) };
-        // SAFETY: the driver's contract: null, or the properties.
-        match unsafe { properties.as_ref() } {
-            Some(it) if it.location.is_device() && it.handle_types == 0 && it.largest == 0 => {
-                note_pool(code, out, it.location.id)
-            }
-            _ => code,
-        }
-    }
-
-    fn cuMemPoolDestroy(pool: Handle) {
-        pools().remove(&(pool as usize));
-        // SAFETY: the caller's own argument.
-        unsafe { real::cuMemPoolDestroy(pool) }
-    }
-
-    fn cuDeviceGetDefaultMemPool(out: *mut Handle, device: c_int) {
-        // SAFETY: the caller's own arguments.
-        note_pool(unsafe { real::cuDeviceGetDefaultMemPool(out, device) }, out, device)
-    }
-
-    fn cuMemPoolSetAttribute(pool: Handle, attribute: c_int, value: *mut c_void) {
-        /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
-        const RELEASE_THRESHOLD: c_int = 4;
-        // SAFETY: the caller's own arguments.
-        let code = unsafe { real::cuMemPoolSetAttribute(pool, attribute, value) };
-        if code == SUCCESS
-            && attribute == RELEASE_THRESHOLD
-            && let Some(pool) = pools().get_mut(&(pool as usize))
-        {
-            // SAFETY: the driver's contract: 64 bits for this attribute, which it has read.
-            pool.threshold = usize::try_from(unsafe { value.cast::<u64>().read() }).unwrap_or(usize::MAX);
-        }
-        code
-    }
-
-    fn cuMemPoolSetAccess(pool: Handle, access: *const Access, count: usize) {
-        let _inside = process::enabled().then(gate::pass);
-        // SAFETY: the caller's own arguments.
-        let code = unsafe { real::cuMemPoolSetAccess(pool, access, count) };
-        let whose = From::Pool(pool).device().filter(|_| code == SUCCESS && process::enabled() && !access.is_null());
-        let Some(whose) = whose else { return code };
-        // SAFETY: the driver's contract has the caller pass `count` of them, which it has read.
-        let access = unsafe { std::slice::from_raw_parts(access, count) };
-        // What a pool gives out lies among the device's other memory. An access that is taken back does no harm.
-        let reaching = access.iter().filter(|it| it.location.is_device() && it.may_write());
-        let reached = reaching.map(|it| it.location.id).try_for_each(|who| registry::lock().let_reach(who, whose));
-        reached.err().unwrap_or(SUCCESS)
-    }
-
-    fn cuMemPoolTrimTo(pool: Handle, keep: usize) {
-        if process::enabled() && let Some(device) = From::Pool(pool).device() {
-            give_back_beyond(device, keep, |_| true);
-        }
-        // SAFETY: the caller's own arguments.
-        unsafe { real::cuMemPoolTrimTo(pool, keep) }
     }
 }

@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Version of the messages; both sides come from one build. [`Kind::Hello`] keeps its number and the place of its value, so
 /// that two builds that meet can tell.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 /// Entries of a message at most.
 pub const MOST_ENTRIES: usize = 2048;
 /// Descriptors of a message at most.
@@ -30,7 +30,7 @@ const LONGEST: usize = HEADER + MOST_ENTRIES * ENTRY;
 const HEADER: usize = 16 + 8 * COUNTS;
 const ENTRY: usize = 24;
 /// Numbers in [`Message::counts`].
-pub const COUNTS: usize = 6;
+pub const COUNTS: usize = 7;
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,8 @@ pub struct Message {
     pub code: i32,
     /// See [`Kind`]; with a [`Kind::Done`] that failed the place in [`CALLS`] of the driver's call that did.
     pub value: u64,
-    /// With [`Kind::Done`]: bytes here, away, shared; managed allocations; IPC handles refused; foreign memory opened.
+    /// With [`Kind::Done`]: bytes here, away, shared; managed allocations; IPC handles refused; foreign memory opened;
+    /// allocations from pools whose memory stays.
     pub counts: [u64; COUNTS],
     /// Chunks; a server's names them by number alone.
     pub entries: Vec<Entry>,
@@ -155,10 +156,11 @@ impl Message {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (header, entries) = bytes.split_at_checked(HEADER)?;
+        // Another version's hello may be shorter.
+        let (header, entries) = bytes.split_at_checked(HEADER).unwrap_or((bytes, &[]));
         let mut counts = [0; COUNTS];
         for (at, count) in counts.iter_mut().enumerate() {
-            *count = long(header, 16 + 8 * at)?;
+            *count = long(header, 16 + 8 * at).unwrap_or(0);
         }
         let entry = |bytes: &[u8]| {
             let place = match word(bytes, 20)? {

@@ -110,6 +110,21 @@ async fn one_whose_memory_is_managed() {
     engine.check();
 }
 
+#[tokio::test]
+async fn one_whose_memory_is_of_a_pool_that_can_be_exported() {
+    let garage = Garage::new(Bench::any(), 256);
+    let engine = garage.bench.engine_with(&["--weights", "0MiB"], &garage.environment());
+    let pool = number(&engine, json!({"do": "pool", "exportable": true}), "pool");
+    step(&engine, json!({"do": "set-pool", "pool": pool}));
+    step(&engine, json!({"do": "alloc", "kind": "async", "bytes": 64 * MIB}));
+    step(&engine, json!({"do": "alloc", "kind": "pool", "pool": pool, "bytes": 64 * MIB}));
+    garage.known(engine.pid()).await;
+    let reason = reason(&garage, &engine).await.unwrap();
+    assert!(reason.contains("2 allocations from pools that can be exported"), "{reason}");
+    garage.out(&engine).await;
+    engine.check();
+}
+
 /// A program that only waits, ended with this value.
 struct Waiting(Child);
 

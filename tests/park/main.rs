@@ -12,6 +12,7 @@ mod forks;
 mod frees;
 mod garage;
 mod moves;
+mod pools;
 mod script;
 mod sequences;
 mod switch;

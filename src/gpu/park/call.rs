@@ -121,6 +121,9 @@ pub struct ParkedProcess {
     pub ipc_refused: u64,
     /// Memory of other processes that it has opened.
     pub imported: u64,
+    /// Allocations it has made from pools whose memory stays.
+    #[serde(default)]
+    pub pooled: u64,
     /// Bytes of the pool that hold copies of its memory.
     pub pool: u64,
 }

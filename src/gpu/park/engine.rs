@@ -104,9 +104,9 @@ impl Process {
     /// # Errors
     /// If it does not answer.
     pub(super) fn describe(&self) -> Result<ParkedProcess, Refusal> {
-        let (_, [here, away, shared, managed, ipc_refused, imported]) = self.link.list()?;
+        let (_, [here, away, shared, managed, ipc_refused, imported, pooled]) = self.link.list()?;
         let (pid, pool) = (self.link.pid(), self.pool_bytes());
-        Ok(ParkedProcess { pid, here, away, shared, managed, ipc_refused, imported, pool })
+        Ok(ParkedProcess { pid, here, away, shared, managed, ipc_refused, imported, pooled, pool })
     }
 }
 

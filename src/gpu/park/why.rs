@@ -110,7 +110,7 @@ pub fn has_imported(pids: &[i32], pool: &PoolState) -> Result<(), String> {
 /// Why processes with the library have nothing that can be parked.
 fn nothing_parkable(known: &[&ParkedProcess]) -> String {
     let sum = |part: fn(&ParkedProcess) -> u64| known.iter().map(|it| part(it)).sum::<u64>();
-    let (shared, managed) = (sum(|it| it.shared), sum(|it| it.managed));
+    let (shared, managed, pooled) = (sum(|it| it.shared), sum(|it| it.managed), sum(|it| it.pooled));
     let mut reasons = Vec::new();
     if shared > 0 {
         reasons.push(format!(
@@ -121,6 +121,11 @@ fn nothing_parkable(known: &[&ParkedProcess]) -> String {
     if managed > 0 {
         reasons.push(format!(
             "it has made {managed} managed allocations (cuMemAllocManaged), which only the driver can move"
+        ));
+    }
+    if pooled > 0 {
+        reasons.push(format!(
+            "it has made {pooled} allocations from pools that can be exported or are limited, whose memory stays where it is"
         ));
     }
     if sum(|it| it.ipc_refused) > 0 {
@@ -264,6 +269,7 @@ mod tests {
         for (seen, words) in [
             (known(ParkedProcess { shared: GIB, ..ParkedProcess::default() }), "shares all"),
             (known(ParkedProcess { managed: 2, ..ParkedProcess::default() }), "2 managed allocations"),
+            (known(ParkedProcess { pooled: 2, ..ParkedProcess::default() }), "2 allocations from pools"),
             (known(ParkedProcess { ipc_refused: 2, ..ParkedProcess::default() }), "legacy IPC"),
             (known(ParkedProcess::default()), "no device allocation of 1 MiB"),
             (stranger(GIB, Program { privileged: true, ..default.clone() }), "setuid"),

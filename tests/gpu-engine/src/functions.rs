@@ -23,6 +23,9 @@ macro_rules! driver_functions {
             cuMemFreeAsync(u64, *mut c_void);
             cuMemAllocFromPoolAsync(*mut u64, usize, *mut c_void, *mut c_void);
             cuDeviceGetDefaultMemPool(*mut *mut c_void, c_int);
+            cuDeviceGetMemPool(*mut *mut c_void, c_int);
+            cuDeviceSetMemPool(c_int, *mut c_void);
+            cuMemPoolDestroy(*mut c_void);
             cuMemPoolCreate(*mut *mut c_void, *const PoolProperties);
             cuMemPoolTrimTo(*mut c_void, usize);
             cuMemPoolSetAttribute(*mut c_void, c_int, *mut c_void);

@@ -36,6 +36,7 @@ mod hammer;
 mod http;
 mod memory;
 mod options;
+mod pools;
 mod script;
 mod shared;
 mod versions;

@@ -8,9 +8,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
-use crate::cuda::{Access, AllocationProperties, Cuda, Location, PoolProperties};
+use crate::cuda::{Access, AllocationProperties, Cuda, Location};
 use crate::cuda_call;
 use crate::hammer::Hammer;
+use crate::pools;
 use crate::versions::{self, By};
 
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
@@ -189,40 +190,8 @@ impl Script {
                 let mut handle = [0u8; 64];
                 cuda_call!(cuda, cuIpcGetMemHandle(&raw mut handle, address)).map(|()| Value::Null)
             }
-            "pool" => {
-                let types = if step["exportable"] == true { POSIX_DESCRIPTOR } else { 0 };
-                let properties = PoolProperties {
-                    kind: 1,
-                    handle_types: types,
-                    location: DEVICE,
-                    win32: NULL,
-                    largest: 0,
-                    reserved: [0; 56],
-                };
-                let mut pool = NULL;
-                cuda_call!(cuda, cuMemPoolCreate(&raw mut pool, &raw const properties))?;
-                Ok(json!({"pool": pool as u64}))
-            }
-            "default-pool" => {
-                let mut pool = NULL;
-                cuda_call!(cuda, cuDeviceGetDefaultMemPool(&raw mut pool, number("gpu") as i32))?;
-                Ok(json!({"pool": pool as u64}))
-            }
-            "threshold" => {
-                /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
-                const RELEASE_THRESHOLD: i32 = 4;
-                let mut bytes = number("bytes");
-                let (pool, value) = (number("pool") as *mut c_void, (&raw mut bytes).cast());
-                cuda_call!(cuda, cuMemPoolSetAttribute(pool, RELEASE_THRESHOLD, value)).map(|()| Value::Null)
-            }
-            "pool-access" => {
-                let location = Location { kind: 1, id: number("gpu") as i32 };
-                let (pool, access) = (number("pool") as *mut c_void, Access { location, flags: 3 });
-                cuda_call!(cuda, cuMemPoolSetAccess(pool, &raw const access, 1)).map(|()| Value::Null)
-            }
-            "trim" => {
-                cuda_call!(cuda, cuMemPoolTrimTo(number("pool") as *mut c_void, bytes)).map(|()| Value::Null)
-            }
+            "pool" | "default-pool" | "current-pool" | "set-pool" | "destroy-pool" | "threshold"
+            | "pool-access" | "trim" => pools::step(cuda, step),
             "look-up" => {
                 versions::look_up(step["name"].as_str().unwrap_or_default(), number("version") as i32)
             }
@@ -264,7 +233,7 @@ fn allocate(cuda: &Cuda, step: &Value) -> Result<Value, String> {
             cuda_call!(cuda, cuMemAllocPitch_v2(out, &raw mut pitch, number("width"), number("height"), 4))
         }
         "managed" => cuda_call!(cuda, cuMemAllocManaged(out, bytes, 1)),
-        "async" => cuda_call!(cuda, cuMemAllocAsync(out, bytes, NULL)),
+        "async" => cuda_call!(cuda, cuMemAllocAsync(out, bytes, number("stream") as *mut c_void)),
         "pool" => cuda_call!(cuda, cuMemAllocFromPoolAsync(out, bytes, number("pool") as *mut c_void, NULL)),
         other => Err(format!("no kind {other:?}")),
     }?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cuda::Cuda;
 
 /// What `cuGetProcAddress` hands out for a name to a program of that version: null for nothing.
-fn found(name: &str, version: c_int) -> Result<*const c_void, String> {
+pub fn found(name: &str, version: c_int) -> Result<*const c_void, String> {
     type Find = unsafe extern "C" fn(*const c_char, *mut *const c_void, c_int, u64) -> c_int;
     let name = CString::new(name).map_err(|error| error.to_string())?;
     // SAFETY: constant C strings; the driver has been loaded. The function of that name has this signature.

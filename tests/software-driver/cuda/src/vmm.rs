@@ -24,8 +24,8 @@ const POSIX_DESCRIPTOR: c_int = 1;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Location {
-    kind: c_int,
-    id: c_int,
+    pub(crate) kind: c_int,
+    pub(crate) id: c_int,
 }
 
 /// `CUmemAllocationProp`.
