@@ -56,6 +56,7 @@ static TABLES: &[&[Hook]] = &[
     crate::pool::HOOKS,
     crate::pools::HOOKS,
     crate::virtual_memory::HOOKS,
+    crate::capture::HOOKS,
     crate::submit::HOOKS,
 ];
 

@@ -31,6 +31,7 @@
 //! | [`lookup`] | `cuGetProcAddress` |
 //! | [`driver`] | the driver's functions that are called but not hooked |
 //! | [`hold`] | `cuInit`, of an engine that is launched ahead of its turn |
+//! | [`capture`] | stream captures that are under way |
 //! | [`submit`] | functions that only pass the gate |
 //! | [`memory`], [`pool`] | plain and stream-ordered allocations |
 //! | [`pools`] | the pools of the latter |
@@ -48,6 +49,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod address;
+mod capture;
 mod control;
 mod driver;
 mod front;

@@ -11,15 +11,24 @@ use crate::hook::{self, Hook, hooks};
 
 /// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`.
 const PER_THREAD: u64 = 2;
-/// Names whose second variant takes other arguments, and the version of CUDA from which on it is the one that is meant.
-const CHANGED: &[(&str, c_int)] = &[
-    ("cuGetProcAddress", 12000),
-    ("cuGraphExecUpdate", 12000),
-    ("cuGraphAddNode", 12030),
-    ("cuMemcpyBatchAsync", 13000),
-    ("cuMemcpy3DBatchAsync", 13000),
-    ("cuMulticastBindMem", 13010),
-    ("cuMulticastBindAddr", 13010),
+/// Names that stand for functions with other arguments each: those that are meant from a version of CUDA on, newest first.
+const CHANGED: &[(&str, c_int, &str)] = &[
+    ("cuGetProcAddress", 12000, "cuGetProcAddress_v2"),
+    ("cuGetProcAddress", 0, "cuGetProcAddress"),
+    ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2"),
+    ("cuStreamBeginCapture", 0, "cuStreamBeginCapture"),
+    ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2"),
+    ("cuGraphExecUpdate", 0, "cuGraphExecUpdate"),
+    ("cuGraphAddNode", 12030, "cuGraphAddNode_v2"),
+    ("cuGraphAddNode", 0, "cuGraphAddNode"),
+    ("cuMemcpyBatchAsync", 13000, "cuMemcpyBatchAsync_v2"),
+    ("cuMemcpyBatchAsync", 0, "cuMemcpyBatchAsync"),
+    ("cuMemcpy3DBatchAsync", 13000, "cuMemcpy3DBatchAsync_v2"),
+    ("cuMemcpy3DBatchAsync", 0, "cuMemcpy3DBatchAsync"),
+    ("cuMulticastBindMem", 13010, "cuMulticastBindMem_v2"),
+    ("cuMulticastBindMem", 0, "cuMulticastBindMem"),
+    ("cuMulticastBindAddr", 13010, "cuMulticastBindAddr_v2"),
+    ("cuMulticastBindAddr", 0, "cuMulticastBindAddr"),
 ];
 
 hooks! {
@@ -94,14 +103,15 @@ fn by_name(name: &CStr, version: c_int, flags: u64) -> Option<&'static Hook> {
 /// What may be meant by a name, what is likeliest first.
 fn variants(name: &str, version: c_int, flags: u64) -> impl Iterator<Item = CString> {
     let threads: &[&str] = if flags & PER_THREAD != 0 { &["_ptsz", "_ptds", ""] } else { &[""] };
-    let variants: &[&str] = match CHANGED.iter().find(|(changed, _)| *changed == name) {
-        Some((_, since)) if version < *since => &[""],
-        Some(_) => &["_v2"],
-        None => &["_v2", ""],
+    let variants = match CHANGED.iter().find(|changed| changed.0 == name && version >= changed.1) {
+        Some((_, _, meant)) => vec![(*meant).to_owned()],
+        None => vec![format!("{name}_v2"), name.to_owned()],
     };
     threads
         .iter()
-        .flat_map(move |thread| variants.iter().map(move |variant| format!("{name}{variant}{thread}")))
+        .flat_map(move |thread| {
+            variants.iter().map(|variant| format!("{variant}{thread}")).collect::<Vec<_>>()
+        })
         .filter_map(|variant| CString::new(variant).ok())
 }
 
@@ -124,6 +134,9 @@ mod tests {
         assert_eq!(meant("cuMulticastBindMem", 12010, 0), "cuMulticastBindMem");
         assert_eq!(meant("cuMulticastBindMem", 13010, 0), "cuMulticastBindMem_v2");
         assert_eq!(meant("cuMemcpyBatchAsync", 12080, PER_THREAD), "cuMemcpyBatchAsync_ptsz");
+        assert_eq!(meant("cuStreamBeginCapture", 10000, 0), "cuStreamBeginCapture");
+        assert_eq!(meant("cuStreamBeginCapture", 10000, PER_THREAD), "cuStreamBeginCapture_ptsz");
+        assert_eq!(meant("cuStreamBeginCapture", 10010, PER_THREAD), "cuStreamBeginCapture_v2_ptsz");
         assert_eq!(meant("cuGetProcAddress", 11030, 0), "cuGetProcAddress");
         assert_eq!(meant("cuGetProcAddress", 12000, 0), "cuGetProcAddress_v2");
     }

@@ -4,11 +4,9 @@
 
 use std::ffi::{c_int, c_uint, c_ushort, c_void};
 
-use crate::driver::{Handle, SUCCESS};
+use crate::driver::Handle;
 use crate::gate;
 use crate::hook::hooks;
-use crate::memory;
-use crate::pool;
 use crate::process;
 
 /// A pointer that is passed on unseen.
@@ -32,32 +30,6 @@ macro_rules! gated {
                 // SAFETY: the caller's own arguments.
                 unsafe { real::$name($($argument),*) }
             })*
-            fn cuStreamBeginCapture_v2(stream: Handle, mode: c_int) {
-                // SAFETY: the caller's own arguments.
-                begin(|| unsafe { real::cuStreamBeginCapture_v2(stream, mode) })
-            }
-            fn cuStreamBeginCapture_v2_ptsz(stream: Handle, mode: c_int) {
-                // SAFETY: the caller's own arguments.
-                begin(|| unsafe { real::cuStreamBeginCapture_v2_ptsz(stream, mode) })
-            }
-            fn cuStreamBeginCaptureToGraph(stream: Handle, graph: Any, after: Any, edges: Any, count: usize, mode: c_int) {
-                // SAFETY: the caller's own arguments.
-                begin(|| unsafe { real::cuStreamBeginCaptureToGraph(stream, graph, after, edges, count, mode) })
-            }
-            fn cuStreamBeginCaptureToGraph_ptsz(
-                stream: Handle, graph: Any, after: Any, edges: Any, count: usize, mode: c_int,
-            ) {
-                // SAFETY: the caller's own arguments.
-                begin(|| unsafe { real::cuStreamBeginCaptureToGraph_ptsz(stream, graph, after, edges, count, mode) })
-            }
-            fn cuStreamEndCapture(stream: Handle, out: Any) {
-                // SAFETY: the caller's own arguments.
-                end(stream, || unsafe { real::cuStreamEndCapture(stream, out) })
-            }
-            fn cuStreamEndCapture_ptsz(stream: Handle, out: Any) {
-                // SAFETY: the caller's own arguments.
-                end(pool::own(stream), || unsafe { real::cuStreamEndCapture_ptsz(stream, out) })
-            }
         }
     };
 }
@@ -154,34 +126,4 @@ gated! {
     cuPointerGetAttribute(value: Any, attribute: c_int, pointer: u64);
     cuPointerGetAttributes(count: c_uint, attributes: Any, values: Any, pointer: u64);
     cuPointerSetAttribute(value: Any, attribute: c_int, pointer: u64);
-}
-
-fn begin(real: impl FnOnce() -> c_int) -> c_int {
-    if !process::enabled() {
-        return real();
-    }
-    let _inside = gate::pass();
-    // Before the call: from then on no device may be waited for.
-    gate::capture_begins();
-    let code = real();
-    if code != SUCCESS {
-        ended();
-    }
-    code
-}
-
-/// Ends a capture. A call that is refused has ended one if it was broken, and none if there was none or if it is not this
-/// stream's or thread's to end: the stream tells.
-fn end(stream: Handle, real: impl FnOnce() -> c_int) -> c_int {
-    let captured = process::enabled() && pool::captured(stream);
-    let code = real();
-    if captured && !pool::captured(stream) {
-        ended();
-    }
-    code
-}
-
-fn ended() {
-    gate::capture_ends();
-    memory::free_later();
 }

@@ -6,6 +6,7 @@ mod gpu_bench;
 
 mod allocations;
 mod cannot;
+mod captures;
 mod concurrent;
 mod faults;
 mod forks;

@@ -18,6 +18,8 @@ async fn a_program_gets_the_function_of_its_own_version() {
         ("cuMemAlloc", 11040, "cuMemAlloc_v2", library),
         ("cuGetProcAddress", 11030, "cuGetProcAddress", library),
         ("cuGetProcAddress", 12000, "cuGetProcAddress_v2", library),
+        ("cuStreamBeginCapture", 10000, "cuStreamBeginCapture", library),
+        ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2", library),
         // Four arguments, and not hooked.
         ("cuGraphExecUpdate", 10020, "cuGraphExecUpdate", driver),
         ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2", library),

@@ -57,6 +57,7 @@ macro_rules! driver_functions {
                 *mut *mut c_void, *mut *mut c_void
             );
             cuStreamCreate(*mut *mut c_void, c_uint);
+            cuStreamDestroy_v2(*mut c_void);
             cuStreamSynchronize(*mut c_void);
             cuStreamBeginCapture_v2(*mut c_void, c_int);
             cuStreamEndCapture(*mut c_void, *mut *mut c_void);

@@ -30,6 +30,7 @@
 )]
 
 mod bus;
+mod captures;
 mod cuda;
 mod functions;
 mod hammer;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::captures;
 use crate::cuda::{Access, AllocationProperties, Cuda, Location};
 use crate::cuda_call;
 use crate::hammer::Hammer;
@@ -90,22 +91,7 @@ impl Script {
             "synchronize" => {
                 cuda_call!(cuda, cuStreamSynchronize(number("stream") as *mut c_void)).map(|()| Value::Null)
             }
-            "capture" => {
-                let mut stream = NULL;
-                cuda_call!(cuda, cuStreamCreate(&raw mut stream, 1))?;
-                kernel(cuda)?;
-                /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
-                const RELAXED: i32 = 2;
-                cuda_call!(cuda, cuStreamBeginCapture_v2(stream, RELAXED))?;
-                add_one(cuda, address, number("words"), stream)?;
-                Ok(json!({"stream": stream as u64}))
-            }
-            "end-capture" => {
-                let (mut graph, mut ready) = (NULL, NULL);
-                cuda_call!(cuda, cuStreamEndCapture(number("stream") as *mut c_void, &raw mut graph))?;
-                cuda_call!(cuda, cuGraphInstantiateWithFlags(&raw mut ready, graph, 0))?;
-                Ok(json!({"graph": ready as u64}))
-            }
+            "capture" | "end-capture" | "destroy-stream" => captures::step(cuda, step),
             "launch" => {
                 cuda_call!(cuda, cuGraphLaunch(number("graph") as *mut c_void, NULL))?;
                 cuda_call!(cuda, cuCtxSynchronize()).map(|()| Value::Null)
@@ -309,7 +295,8 @@ fn digest(cuda: &Cuda, address: u64, blocks: u64, [low, high]: [u64; 2]) -> Resu
     Ok(json!({"digests": digests}))
 }
 
-fn kernel(cuda: &Cuda) -> Result<*mut c_void, String> {
+/// The kernel that adds one, loaded once.
+pub fn kernel(cuda: &Cuda) -> Result<*mut c_void, String> {
     static KERNEL: OnceLock<Result<usize, String>> = OnceLock::new();
     let load = || {
         let (mut module, mut function) = (NULL, NULL);

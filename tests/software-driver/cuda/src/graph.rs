@@ -19,10 +19,13 @@ type Handle = *mut c_void;
 struct State {
     /// Streams being captured, and what was launched in them; nothing once the capture is broken.
     captures: BTreeMap<usize, Option<Vec<Launch>>>,
+    /// Graphs that captures add to, by their streams.
+    into: BTreeMap<usize, usize>,
     graphs: BTreeMap<usize, Vec<Launch>>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { captures: BTreeMap::new(), graphs: BTreeMap::new() });
+static STATE: Mutex<State> =
+    Mutex::new(State { captures: BTreeMap::new(), into: BTreeMap::new(), graphs: BTreeMap::new() });
 static NEXT: AtomicUsize = AtomicUsize::new(0xa00);
 
 fn state() -> MutexGuard<'static, State> {
@@ -59,21 +62,56 @@ pub(crate) fn status(stream: Handle) -> c_int {
     }
 }
 
+/// A stream is destroyed, and what was captured in it is gone.
+pub(crate) fn forget_capture(stream: Handle) {
+    let mut state = state();
+    state.captures.remove(&(stream as usize));
+    state.into.remove(&(stream as usize));
+}
+
+fn begin(stream: Handle) -> Outcome {
+    current_gpu()?;
+    if stream.is_null() || state().captures.contains_key(&(stream as usize)) {
+        return Err(Error::ILLEGAL_STATE);
+    }
+    state().captures.insert(stream as usize, Some(Vec::new()));
+    Ok(())
+}
+
 driver_api! {
-    gated fn cuStreamBeginCapture_v2(stream: Handle, _mode: c_int) {
-        current_gpu()?;
-        if stream.is_null() || state().captures.contains_key(&(stream as usize)) {
-            return Err(Error::ILLEGAL_STATE);
+    gated fn cuStreamBeginCapture(stream: Handle) { begin(stream) }
+
+    gated fn cuStreamBeginCapture_v2(stream: Handle, _mode: c_int) { begin(stream) }
+
+    gated fn cuStreamBeginCaptureToGraph(
+        stream: Handle,
+        graph: Handle,
+        _after: *const c_void,
+        _edges: *const c_void,
+        _count: usize,
+        _mode: c_int,
+    ) {
+        if !state().graphs.contains_key(&(graph as usize)) {
+            return Err(Error::INVALID_VALUE);
         }
-        state().captures.insert(stream as usize, Some(Vec::new()));
+        begin(stream)?;
+        state().into.insert(stream as usize, graph as usize);
         Ok(())
     }
 
-    gated fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) {
-        let launches = state().captures.remove(&(stream as usize)).ok_or(Error::ILLEGAL_STATE)?;
-        let launches = launches.ok_or(Error::CAPTURE_INVALIDATED)?;
+    gated fn cuGraphCreate(out: *mut Handle, _flags: c_uint) {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        state().graphs.insert(number, launches);
+        state().graphs.insert(number, Vec::new());
+        put(out, number as Handle)
+    }
+
+    gated fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) {
+        let mut state = state();
+        let launches = state.captures.remove(&(stream as usize)).ok_or(Error::ILLEGAL_STATE)?;
+        let into = state.into.remove(&(stream as usize));
+        let launches = launches.ok_or(Error::CAPTURE_INVALIDATED)?;
+        let number = into.unwrap_or_else(|| NEXT.fetch_add(1, Ordering::Relaxed));
+        state.graphs.entry(number).or_default().extend(launches);
         put(graph, number as Handle)
     }
 

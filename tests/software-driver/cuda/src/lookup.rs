@@ -27,6 +27,8 @@ const NEWER: &[(&str, c_int, &str)] = &[
     ("cuCtxCreate", 13000, "cuCtxCreate_v4"),
     ("cuGetProcAddress", 12000, "cuGetProcAddress_v2"),
     ("cuGetProcAddress", 0, "cuGetProcAddress"),
+    ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2"),
+    ("cuStreamBeginCapture", 0, "cuStreamBeginCapture"),
     ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2"),
     ("cuGraphExecUpdate", 0, "cuGraphExecUpdate"),
     ("cuMulticastBindMem", 13010, "cuMulticastBindMem_v2"),

@@ -85,7 +85,9 @@ driver_api! {
     }
 
     gated fn cuStreamDestroy_v2(stream: Handle) {
-        lock(&STREAMS).remove(&(stream as usize)).map(|_| ()).ok_or(Error::INVALID_HANDLE)
+        lock(&STREAMS).remove(&(stream as usize)).ok_or(Error::INVALID_HANDLE)?;
+        crate::graph::forget_capture(stream);
+        Ok(())
     }
 
     gated fn cuStreamGetCtx(stream: Handle, out: *mut Handle) { put(out, context_of(stream)? as Handle) }
