@@ -17,6 +17,9 @@ const CHANGED: &[(&str, c_int, &str)] = &[
     ("cuGetProcAddress", 0, "cuGetProcAddress"),
     ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2"),
     ("cuStreamBeginCapture", 0, "cuStreamBeginCapture"),
+    ("cuGraphInstantiate", 12000, "cuGraphInstantiateWithFlags"),
+    ("cuGraphInstantiate", 11000, "cuGraphInstantiate_v2"),
+    ("cuGraphInstantiate", 0, "cuGraphInstantiate"),
     ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2"),
     ("cuGraphExecUpdate", 0, "cuGraphExecUpdate"),
     ("cuGraphAddNode", 12030, "cuGraphAddNode_v2"),
@@ -137,6 +140,10 @@ mod tests {
         assert_eq!(meant("cuStreamBeginCapture", 10000, 0), "cuStreamBeginCapture");
         assert_eq!(meant("cuStreamBeginCapture", 10000, PER_THREAD), "cuStreamBeginCapture_ptsz");
         assert_eq!(meant("cuStreamBeginCapture", 10010, PER_THREAD), "cuStreamBeginCapture_v2_ptsz");
+        assert_eq!(meant("cuGraphInstantiate", 10000, 0), "cuGraphInstantiate");
+        assert_eq!(meant("cuGraphInstantiate", 11040, 0), "cuGraphInstantiate_v2");
+        // Three arguments.
+        assert_eq!(meant("cuGraphInstantiate", 12000, PER_THREAD), "cuGraphInstantiateWithFlags");
         assert_eq!(meant("cuGetProcAddress", 11030, 0), "cuGetProcAddress");
         assert_eq!(meant("cuGetProcAddress", 12000, 0), "cuGetProcAddress_v2");
     }

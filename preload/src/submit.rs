@@ -46,6 +46,7 @@ gated! {
     );
     cuGraphLaunch | cuGraphLaunch_ptsz(graph: Any, stream: Handle);
     cuGraphUpload | cuGraphUpload_ptsz(graph: Any, stream: Handle);
+    cuGraphInstantiate | cuGraphInstantiate_v2(out: Any, graph: Any, failed: Any, text: Any, room: usize);
     cuGraphInstantiateWithFlags(out: Any, graph: Any, flags: u64);
     cuGraphInstantiateWithParams | cuGraphInstantiateWithParams_ptsz(out: Any, graph: Any, parameters: Any);
 

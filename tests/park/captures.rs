@@ -1,5 +1,7 @@
 //! Captures are followed from their beginning, however they begin, to their end, however they end.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::garage::{Garage, LONG, REST};
@@ -66,4 +68,34 @@ async fn a_stream_that_is_destroyed_takes_its_capture_along() {
     garage.back(&engine).await;
     block.check(&engine);
     engine.check();
+}
+
+#[tokio::test]
+async fn no_graph_is_made_ready_while_the_engine_is_out() {
+    // Graphs that are ready take device memory.
+    let garage = Garage::new(Bench::any(), 256);
+    let known = garage.server.describe().await.expect("the gpu server answers").cuda_version;
+    let mut engine = garage.engine(&["--weights", "2MiB"]).await;
+    let mut block = Block::plain(&engine, 4 * MIB, 1);
+    for version in [10000, 11040, 12000].into_iter().filter(|version| *version <= known) {
+        let stream = capture(&engine, &block, json!({}));
+        let ended = json!({"do": "end-capture", "stream": stream, "instantiate": false});
+        let graph = number(&engine, ended, "graph");
+        garage.out(&engine).await;
+        let pid = engine.pid();
+        let asking = std::thread::spawn(move || {
+            let ready =
+                number(&engine, json!({"do": "instantiate", "graph": graph, "version": version}), "graph");
+            (engine, ready)
+        });
+        // Long enough for one that does not wait.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!asking.is_finished(), "{version}");
+        garage.server.park_in(vec![pid], true, LONG).await.expect("it comes back");
+        let ready;
+        (engine, ready) = asking.join().expect("it is ready");
+        step(&engine, json!({"do": "launch", "graph": ready}));
+        block.note_added();
+        block.check(&engine);
+    }
 }

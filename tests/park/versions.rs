@@ -20,6 +20,9 @@ async fn a_program_gets_the_function_of_its_own_version() {
         ("cuGetProcAddress", 12000, "cuGetProcAddress_v2", library),
         ("cuStreamBeginCapture", 10000, "cuStreamBeginCapture", library),
         ("cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2", library),
+        ("cuGraphInstantiate", 10000, "cuGraphInstantiate", library),
+        ("cuGraphInstantiate", 11040, "cuGraphInstantiate_v2", library),
+        ("cuGraphInstantiate", 12000, "cuGraphInstantiateWithFlags", library),
         // Four arguments, and not hooked.
         ("cuGraphExecUpdate", 10020, "cuGraphExecUpdate", driver),
         ("cuGraphExecUpdate", 12000, "cuGraphExecUpdate_v2", library),

@@ -1,6 +1,6 @@
 //! Steps about stream captures.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use serde_json::{Value, json};
 
@@ -33,8 +33,15 @@ pub fn step(cuda: &Cuda, step: &Value) -> Result<Value, String> {
         "end-capture" => {
             let (mut graph, mut ready) = (NULL, NULL);
             cuda_call!(cuda, cuStreamEndCapture(stream, &raw mut graph))?;
+            if step["instantiate"] == false {
+                return Ok(json!({"graph": graph as u64}));
+            }
             cuda_call!(cuda, cuGraphInstantiateWithFlags(&raw mut ready, graph, 0))?;
             Ok(json!({"graph": ready as u64}))
+        }
+        "instantiate" => {
+            let (graph, version) = (number("graph") as *mut c_void, number("version") as c_int);
+            Ok(json!({"graph": instantiate(cuda, graph, version)? as u64}))
         }
         "destroy-stream" => cuda_call!(cuda, cuStreamDestroy_v2(stream)).map(|()| Value::Null),
         other => Err(format!("no step {other:?}")),
@@ -77,4 +84,27 @@ fn begin_into(cuda: &Cuda, stream: *mut c_void) -> Result<(), String> {
         std::mem::transmute::<*const c_void, Begin>(begin)(stream, graph, null, null, 0, RELAXED)
     };
     cuda.check(name, code)
+}
+
+/// Makes a graph ready as a program of that version of CUDA does.
+fn instantiate(cuda: &Cuda, graph: *mut c_void, version: c_int) -> Result<*mut c_void, String> {
+    type WithLog =
+        unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *mut *mut c_void, *mut c_char, usize) -> c_int;
+    type WithFlags = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, u64) -> c_int;
+    /// The version that takes flags in the place of a log from then on.
+    const FLAGS: c_int = 12000;
+    let name = "cuGraphInstantiate";
+    let function = found(name, version)?;
+    let (mut ready, mut failed, mut text) = (NULL, NULL, [0; 64]);
+    // SAFETY: the function of that name has this signature for a program of that version; pointers are to live locals.
+    let code = unsafe {
+        if version < FLAGS {
+            let instantiate = std::mem::transmute::<*const c_void, WithLog>(function);
+            instantiate(&raw mut ready, graph, &raw mut failed, text.as_mut_ptr(), text.len())
+        } else {
+            std::mem::transmute::<*const c_void, WithFlags>(function)(&raw mut ready, graph, 0)
+        }
+    };
+    cuda.check(name, code)?;
+    Ok(ready)
 }

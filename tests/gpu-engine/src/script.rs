@@ -91,7 +91,7 @@ impl Script {
             "synchronize" => {
                 cuda_call!(cuda, cuStreamSynchronize(number("stream") as *mut c_void)).map(|()| Value::Null)
             }
-            "capture" | "end-capture" | "destroy-stream" => captures::step(cuda, step),
+            "capture" | "end-capture" | "destroy-stream" | "instantiate" => captures::step(cuda, step),
             "launch" => {
                 cuda_call!(cuda, cuGraphLaunch(number("graph") as *mut c_void, NULL))?;
                 cuda_call!(cuda, cuCtxSynchronize()).map(|()| Value::Null)

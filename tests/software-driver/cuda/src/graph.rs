@@ -3,7 +3,7 @@
 //! with the driver.
 
 use std::collections::BTreeMap;
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -115,11 +115,32 @@ driver_api! {
         put(graph, number as Handle)
     }
 
+    gated fn cuGraphInstantiate(
+        out: *mut Handle,
+        graph: Handle,
+        failed: *mut Handle,
+        text: *mut c_char,
+        room: usize,
+    ) {
+        instantiate_with_log(out, graph, failed, text, room)
+    }
+
+    gated fn cuGraphInstantiate_v2(
+        out: *mut Handle,
+        graph: Handle,
+        failed: *mut Handle,
+        text: *mut c_char,
+        room: usize,
+    ) {
+        instantiate_with_log(out, graph, failed, text, room)
+    }
+
     gated fn cuGraphInstantiateWithFlags(out: *mut Handle, graph: Handle, _flags: u64) {
-        let launches = state().graphs.get(&(graph as usize)).cloned().ok_or(Error::INVALID_VALUE)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        state().graphs.insert(number, launches);
-        put(out, number as Handle)
+        instantiate(out, graph)
+    }
+
+    gated fn cuGraphInstantiateWithParams(out: *mut Handle, graph: Handle, parameters: *mut c_void) {
+        if parameters.is_null() { Err(Error::INVALID_VALUE) } else { instantiate(out, graph) }
     }
 
     gated fn cuGraphLaunch(graph: Handle, _stream: Handle) {
@@ -153,6 +174,26 @@ pub struct UpdateResult {
     result: c_int,
     failed: Handle,
     from: Handle,
+}
+
+fn instantiate(out: *mut Handle, graph: Handle) -> Outcome {
+    let launches = state().graphs.get(&(graph as usize)).cloned().ok_or(Error::INVALID_VALUE)?;
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    state().graphs.insert(number, launches);
+    put(out, number as Handle)
+}
+
+/// The node that failed and what is to be said of it: there is none.
+fn instantiate_with_log(
+    out: *mut Handle,
+    graph: Handle,
+    failed: *mut Handle,
+    text: *mut c_char,
+    room: usize,
+) -> Outcome {
+    instantiate(out, graph)?;
+    put(failed, std::ptr::null_mut())?;
+    if room > 0 { put(text, 0) } else { Ok(()) }
 }
 
 fn update(ready: Handle, graph: Handle) -> Outcome {
