@@ -64,7 +64,11 @@ impl Report for RunStatus {
         }
         for model in self.models.iter().filter(|m| !m.start.is_empty()) {
             let under_way = matches!(model.state, State::Cold | State::Preparing | State::Starting);
-            let verb = if under_way { "is starting" } else { "started" };
+            let verb = match model.stage {
+                Stage::Held => "waits for its turn",
+                _ if under_way => "is starting",
+                _ => "started",
+            };
             let line = format!("{} {verb}: {}", model.name, phases(model));
             writeln!(out, "{}", if under_way { line } else { style.dim(&line) })?;
         }

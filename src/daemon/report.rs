@@ -63,9 +63,9 @@ pub enum Stage {
     Waiting,
     /// The same, and its weights are being read ahead.
     Warming,
-    /// Launched ahead of its turn; it has not come to its first use of a GPU.
+    /// Launched ahead of its turn; it has not come to its first use of a GPU, and does not listen.
     Importing,
-    /// It has, and waits there for its turn.
+    /// It has, and waits there for its turn; or it listens already and waits for it.
     Held,
     /// The process runs and has not said anything.
     Launched,
@@ -116,7 +116,7 @@ pub struct EngineView {
     pub crossed: Vec<(MechanismKind, String)>,
     /// Its log file.
     pub log: Option<PathBuf>,
-    /// From launch to the first answer, the last time it was started.
+    /// From launch to the first answer, the last time it was started; without its wait for its turn.
     pub cold_start: Option<Duration>,
     /// Cores, memory nodes and GPUs it is bound to, for people.
     pub placement: String,

@@ -93,7 +93,7 @@ pub struct ModelRow {
     pub last_in_s: Option<f64>,
     /// How long the last swap-out took, seconds.
     pub last_out_s: Option<f64>,
-    /// From launch to the first answer, seconds.
+    /// From launch to the first answer, seconds; without its wait for its turn.
     pub cold_start_s: Option<f64>,
     /// The phases of its start, the one under way last. `warming` is beside the others, `importing` and `held` are within
     /// `waiting`.

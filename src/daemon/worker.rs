@@ -1,8 +1,8 @@
 //! One model's engine, from its first start to the end of the run.
 //!
 //! A worker is the only owner of its [`Engine`] and [`Swapper`]. It takes one [`Order`] at a time, answers each with one
-//! event, and between orders watches for the engine's own death, and for one that is held to come to its first use of a
-//! GPU. When the run ends its orders are closed: it drops what it is doing, stops the engine's tree, and returns.
+//! event, and between orders watches for the engine's own death, and for one that is held to have nothing left to do before
+//! its turn. When the run ends its orders are closed: it drops what it is doing, stops the engine's tree, and returns.
 
 use super::{
     Timeline, hang,
@@ -10,7 +10,7 @@ use super::{
     stray,
 };
 use crate::{
-    engine::{self, Engine, Reading, Weights},
+    engine::{self, Engine, Reading, Running, Weights},
     process::Stat,
     scheduler::{EngineFault, Event, SwapMeasure},
     swap::{MoveFailed, Swapper, TrialError},
@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Lines of an engine's log that go into a fault.
 const TAIL: usize = 20;
+
+/// What is said of one that is up before its turn.
+const LISTENS: &str = "it listens; waits for its turn";
 
 /// An engine that has never answered is given up after so many starts: its config is more likely wrong than its luck.
 const VAIN_STARTS: u32 = 2;
@@ -46,9 +49,9 @@ pub struct Worker {
     pub ending: watch::Receiver<bool>,
     /// Cores, memory nodes and GPUs, for people.
     pub placement: String,
-    /// When it was launched ahead of its turn; `None` once that has come.
+    /// How far it has come ahead of its turn; `None` once that has come.
     pub prepared: Option<Prepared>,
-    /// From launch to first answer, the last time; without the time for which it was held.
+    /// From launch to first answer, the last time; without its wait for its turn.
     pub cold_start: Option<Duration>,
     /// Starts in a row that came to nothing.
     pub vain_starts: u32,
@@ -65,17 +68,21 @@ pub struct Worker {
 }
 
 /// A launch ahead of the engine's turn.
-#[derive(Clone, Copy, Debug)]
-pub struct Prepared {
-    launched: Instant,
-    /// How long it took to come to its first use of a GPU.
-    imports: Option<Duration>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// It does what it can without a GPU.
+    Importing,
+    /// It is up, and loads its model on its first request.
+    Listens,
+    /// It has come to its first use of a GPU.
+    AtGpu,
 }
 
 /// What ended a wait.
 enum Next {
     Order(Order),
     CameToGpu,
+    UpEarly,
     Strayed,
     Died(Option<std::process::ExitStatus>),
     Hung(String),
@@ -95,7 +102,8 @@ impl Worker {
                         () = self.carry_out(order) => {}
                     }
                 }
-                Next::CameToGpu => self.imported(),
+                Next::CameToGpu => self.imported(Prepared::AtGpu, ""),
+                Next::UpEarly => self.imported(Prepared::Listens, LISTENS),
                 Next::Strayed => self.strayed().await,
                 Next::Died(status) if self.engine.is_held() => {
                     let error = self.engine.ended_early(status);
@@ -117,14 +125,15 @@ impl Worker {
         let exited = self.engine.exited();
         let held = self.engine.is_held();
         let limit = self.engine.plan.hang_timeout.filter(|_| alive && !held && !self.swapper.is_out());
-        let imports = self.prepared.is_some_and(|it| it.imports.is_none());
+        let imports = self.prepared == Some(Prepared::Importing);
         let came_to_gpu = self.engine.came_to_gpu();
         tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => Next::End,
             status = exited, if alive => Next::Died(status),
             why = hang::until_useless(&self.engine, &mut self.members, limit.unwrap_or_default()), if limit.is_some() => Next::Hung(why),
-            () = came_to_gpu, if imports => Next::CameToGpu,
+            () = came_to_gpu, if imports || self.prepared == Some(Prepared::Listens) => Next::CameToGpu,
+            () = self.engine.up_early(), if imports => Next::UpEarly,
             () = stray::until_on_gpu(&self.engine, &self.swapper), if held => Next::Strayed,
             order = self.orders.recv() => order.map_or(Next::End, Next::Order),
         }
@@ -197,19 +206,20 @@ impl Worker {
         if let Err(error) = self.engine.launch_held().await {
             return self.launch_failed(&error).await;
         }
-        self.prepared = Some(Prepared { launched: Instant::now(), imports: None });
+        self.prepared = Some(Prepared::Importing);
         self.timeline.enter(Stage::Importing);
         let (model, view) = (self.model, Some(self.view(Stage::Importing, "")));
         let _ = self.reports.send(Report { model, view, event: None });
     }
 
-    /// One that is held has come to its first use of a GPU.
-    fn imported(&mut self) {
-        if let Some(prepared) = &mut self.prepared {
-            prepared.imports = Some(prepared.launched.elapsed());
+    /// One that is held has nothing left to do before its turn. It may be up, and come to a GPU later: what it did
+    /// in between is counted, and nobody has to know.
+    fn imported(&mut self, so_far: Prepared, note: &str) {
+        self.engine.waits();
+        if self.prepared.replace(so_far) == Some(Prepared::Importing) {
+            self.timeline.enter(Stage::Held);
+            self.report(Event::Imported { model: self.model }, Stage::Held, note);
         }
-        self.timeline.enter(Stage::Held);
-        self.report(Event::Imported { model: self.model }, Stage::Held, "");
     }
 
     /// One that is held has come to a GPU all the same.
@@ -240,11 +250,11 @@ impl Worker {
     async fn start(&mut self) {
         let model = self.model;
         let begun = Instant::now();
-        let imports = self.prepared.take().map(|it| it.imports.unwrap_or(it.launched.elapsed()));
-        if imports.is_none() {
+        let ahead = self.prepared.take().and(self.engine.running()).map(Running::start_time);
+        if ahead.is_none() {
             self.timeline.clear();
         }
-        let took = || imports.unwrap_or_default() + begun.elapsed();
+        let took = || ahead.unwrap_or_default() + begun.elapsed();
         let launched = self.launch().await;
         // Whatever has not been read by now, the engine has read itself or will not need.
         self.reading.iter().for_each(Reading::stop);

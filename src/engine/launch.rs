@@ -3,12 +3,12 @@
 //! An engine that is launched ahead of its turn is held between the second and the third ([`Hold`]); its time for the
 //! rest begins with its release.
 //!
-//! Readiness is asked for by connection attempts that begin 20 ms after the start and grow apart to a quarter of a
-//! second; the exit of the process is noticed at once through its pidfd. The health path says that the engine is up,
-//! and a real one-token request that it works. Whatever goes wrong, nothing of the engine is left running.
+//! The health path says that the engine is up ([`health`](super::health)), and a real one-token request that it works; the
+//! exit of the process is noticed at once through its pidfd. Whatever goes wrong, nothing of the engine is left running.
 
 use super::{
-    ControlError, Engine, Hold, LaunchError, ProbeError, Running, Seen, address, http::Call, http::send,
+    Engine, Hold, LaunchError, ProbeError, Running, Seen, address,
+    health::{Asking, FIRST_PAUSE, LONGEST_PAUSE, NotUp},
     pulse, shared,
 };
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     process::{Launch, SharedFiles},
     router::gate::Upstream,
 };
-use ::http::{Method, StatusCode};
 use std::{
     fs,
     io::{self, Write},
@@ -28,18 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pause after the first attempt to connect; each following one is half as long again.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause between attempts.
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// When the job's memory runs out, an engine goes before the user's command or the daemon of the same size: it can be
 /// started again. In thousandths of the job's limit, added to its size.
 const OOM_SCORE: i16 = 200;
-/// Time the first health request has; each one that is not answered gives the next one twice as long. A server that is
-/// still starting may accept a connection and never look at it.
-const FIRST_PATIENCE: Duration = Duration::from_millis(250);
-/// Longest time one health request may take.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of the log in an error.
 const TAIL: usize = 12;
 
@@ -110,7 +100,7 @@ impl Engine {
     /// The turn of one that is held has come.
     fn release(&mut self, stages: &(dyn Fn(Stage) + Send + Sync)) {
         let Some(running) = &mut self.running else { return };
-        running.turn = Instant::now();
+        running.turn = Some(Instant::now());
         let (begin, key) = (running.begin, running.key.clone());
         if let Some(hold) = &running.hold {
             hold.release();
@@ -155,7 +145,8 @@ impl Engine {
             upstream,
             key: self.plan.api_key.then(|| key.into()),
             started,
-            turn: started,
+            turn: hold.is_none().then_some(started),
+            waits: None,
             begin,
             hold,
             pulse: pulse::Pulse::begin(&self.plan.name, tree.clone()),
@@ -197,7 +188,7 @@ impl Engine {
 
     async fn become_ready(&self, begin: u64, stages: &(dyn Fn(Stage) + Send + Sync)) -> Result<(), Trouble> {
         let Some(running) = self.running() else { return Err(Trouble::Gone) };
-        let deadline = running.turn + self.plan.start_timeout;
+        let deadline = running.turn.unwrap_or(running.started) + self.plan.start_timeout;
         let ready = async {
             self.wait_until_healthy(running, deadline, begin, stages).await?;
             stages(Stage::Listening);
@@ -219,36 +210,19 @@ impl Engine {
         begin: u64,
         stages: &(dyn Fn(Stage) + Send + Sync),
     ) -> Result<(), Trouble> {
-        let mut pause = FIRST_PAUSE;
-        let mut patience = FIRST_PATIENCE;
+        let mut asking = Asking::begin();
         let mut shown = String::new();
         loop {
-            tokio::time::sleep(pause.min(left(deadline))).await;
-            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            let key = running.key.as_deref();
-            let call =
-                Call { method: Method::GET, path: &self.plan.health_path, headers: &[], body: vec![], key };
-            let last = match send(&running.upstream, call, patience.min(left(deadline))).await {
-                // Up, under another health path than the plan's: the request that follows decides.
-                Ok(reply) if reply.status.is_success() || reply.status == StatusCode::NOT_FOUND => {
-                    return match running.upstream {
-                        Upstream::Tcp(at) if !address::belongs_to_us(at) => Err(Trouble::Stranger(at.port())),
-                        _ => Ok(()),
-                    };
-                }
-                Ok(reply) => format!("{} {}", reply.status, reply.excerpt()).trim_end().to_owned(),
-                Err(error) => {
-                    if matches!(error, ControlError::Timeout { .. }) {
-                        patience = (patience * 2).min(LONGEST_PATIENCE);
-                    }
-                    error.to_string()
-                }
+            let last = match asking.again(self, running, Some(deadline)).await {
+                Ok(()) => return Ok(()),
+                Err(NotUp::Stranger(port)) => return Err(Trouble::Stranger(port)),
+                Err(NotUp::Yet(last)) => last,
             };
             if left(deadline).is_zero() {
                 return Err(Trouble::NeverReady { last });
             }
-            if pause == LONGEST_PAUSE {
-                let line = self.log.tail_from(begin, 1, key);
+            if asking.is_slow() {
+                let line = self.log.tail_from(begin, 1, running.key.as_deref());
                 if line != shown {
                     stages(Stage::Loading { line: line.clone() });
                     shown = line;

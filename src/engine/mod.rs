@@ -7,7 +7,7 @@
 //!   │ └─ its whole tree is ended ───┼─┴─────────┴── exit, timeout, refusal ┴── stop, exit
 //!   │          ▲                    │
 //!   │          └── stop, exit ──┐   │ launch
-//!   └─────── launch_held ─────▶ Held (ahead of its turn: imports, then waits before its first use of a GPU)
+//!   └─────── launch_held ─────▶ Held (ahead of its turn: imports, then waits before its first use of a GPU, or listens)
 //! ```
 //!
 //! An [`Engine`] belongs to one worker task; nobody else touches it. It is started and stopped here; how it leaves the
@@ -19,6 +19,7 @@
 //! | `env` | what the run gives an engine: spawner, directories, GPUs, environment |
 //! | `launch` | command → process → listening → answered |
 //! | `error` | what can go wrong on the way |
+//! | `health` | whether it is up |
 //! | `hold` | where its processes ask for their turn, if it was launched ahead of it |
 //! | `address` | where it listens: a Unix socket, or a loopback port that nobody else has |
 //! | `probe` | the greedy request that proves readiness and, repeated, that a swap changed nothing |
@@ -32,6 +33,7 @@
 mod address;
 mod env;
 mod error;
+mod health;
 mod hold;
 mod http;
 mod launch;
@@ -88,8 +90,10 @@ pub struct Running {
     pub key: Option<Arc<str>>,
     /// When it was started.
     pub started: Instant,
-    /// When its own time began: its start, or of one that was held its release.
-    turn: Instant,
+    /// When its turn came: its start, or of one that was held its release; nothing as long as it is held.
+    turn: Option<Instant>,
+    /// Since when it has had nothing to do before its turn, where that was seen.
+    waits: Option<Instant>,
     /// Where its lines in the log begin.
     begin: u64,
     /// Where its processes ask for their turn, if it was launched ahead of it.
@@ -102,6 +106,21 @@ pub struct Running {
     shared: shared::Keeper,
     /// Keeps the log file within its bound.
     _log_keeper: log::Keeper,
+}
+
+impl Running {
+    /// How long its start has taken so far, without its wait for its turn.
+    ///
+    /// The wait begins where the engine was seen to have nothing left to do ([`Engine::waits`]); what was not seen counts as
+    /// work, up to its turn. Too long is the safe side: under `auto` a start that seems quicker than it is would take the
+    /// place of a swap, at each use; one that seems slower leaves a mechanism in use that works.
+    pub fn start_time(&self) -> Duration {
+        let waited = self
+            .waits
+            .map(|since| self.turn.unwrap_or_else(Instant::now).saturating_duration_since(since))
+            .unwrap_or_default();
+        self.started.elapsed().saturating_sub(waited)
+    }
 }
 
 impl Engine {
@@ -167,6 +186,14 @@ impl Engine {
     /// Whether it was launched ahead of its turn, and that has not come.
     pub fn is_held(&self) -> bool {
         self.running().and_then(|running| running.hold.as_ref()).is_some_and(|hold| !hold.is_released())
+    }
+
+    /// One that is held has done what it can before its turn: it has come to its first use of a GPU, or is up. Said again, what
+    /// was between the two was work.
+    pub fn waits(&mut self) {
+        if let Some(running) = self.running.as_mut().filter(|running| running.turn.is_none()) {
+            running.waits = Some(Instant::now());
+        }
     }
 
     /// Comes back when one that is held has come to its first use of a GPU; never for another one. The future holds no

@@ -19,7 +19,8 @@ pub enum Event {
     Cancelled { request: RequestId },
     /// A dispatched request's last byte was sent, or its client or engine went away: the lease ends.
     Released { request: RequestId },
-    /// An engine that was launched by [`Effect::Prepare`] has come to its first use of a GPU, and waits there.
+    /// An engine that was launched by [`Effect::Prepare`] has come to its first use of a GPU and waits there, or listens
+    /// and waits for its first request.
     Imported { model: ModelId },
     /// The files that [`Effect::Warm`] named have been read, or cannot be.
     Warmed { model: ModelId },

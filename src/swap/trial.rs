@@ -9,7 +9,7 @@
 
 use super::{Swapper, memory};
 use crate::{
-    engine::{Answer, Engine, LaunchError, ProbeError},
+    engine::{Answer, Engine, LaunchError, ProbeError, Running},
     scheduler::SwapMeasure,
     units::{Bytes, MechanismKind},
 };
@@ -26,7 +26,7 @@ const WORTH: u32 = 2;
 /// A difference that nobody notices.
 const UNNOTICED: Duration = Duration::from_millis(250);
 
-/// How long the engine's own start took, from launch to first answer; nothing if `restart` may not be chosen for it.
+/// How long the engine's own start took, from launch to first answer without its wait for its turn; nothing if `restart` may not be chosen for it.
 #[derive(Clone, Copy)]
 struct Start(Option<Duration>);
 
@@ -35,7 +35,7 @@ impl Start {
     fn of(engine: &Engine) -> Self {
         let plan = &engine.plan;
         let may = plan.swap_auto && plan.swap.contains(&MechanismKind::Restart);
-        Start(engine.running().filter(|_| may).map(|running| running.started.elapsed()))
+        Start(engine.running().filter(|_| may).map(Running::start_time))
     }
 
     /// Whether a swap-in that took so long is so much slower that the engine is rather started, and why in words.

@@ -7,7 +7,7 @@ use super::{
 };
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -148,6 +148,30 @@ fn one_whose_children_come_to_the_driver_first_is_held_as_well() {
 #[test]
 fn one_that_is_parked_is_held_as_well() {
     imports_meanwhile("park", "");
+}
+
+/// Engines that load their model on the first request do not come to the GPU before.
+#[test]
+fn one_that_listens_before_its_turn_is_not_charged_with_its_wait() {
+    let Some(mut two) = Two::begin("checkpoint", "--lazy") else { return };
+    two.until_held();
+    assert_eq!(two.row("right")["note"], "it listens; waits for its turn");
+    let said = two.service.verb(&["status"]);
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains("right waits for its turn: "), "{said}");
+    std::thread::sleep(Duration::from_secs(3));
+    two.both_answer();
+    let row = two.row("right");
+    let took = |phase: &str| {
+        let phases = row["start"].as_array().unwrap();
+        phases.iter().find(|it| it["phase"] == phase).unwrap()["seconds"].as_f64().unwrap()
+    };
+    let own: f64 = ["importing", "loading", "listening"].into_iter().map(took).sum();
+    let (held, cold_start) = (took("held"), row["cold_start_s"].as_f64().unwrap());
+    assert!(held > 3.0 && (cold_start - own).abs() < 0.5, "{row}");
+    let starts = two.journal();
+    assert_eq!(starts[..3], ["start left", "prepare right", "imported right"]);
+    assert!(!starts.contains(&"start_failed right".to_owned()), "{starts:?}");
 }
 
 #[test]

@@ -27,13 +27,42 @@ fn take<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Listens and answers, a thread a connection, for ever.
-pub fn serve(engine: &Arc<Engine>) -> Result<(), String> {
-    let listener =
-        TcpListener::bind(("127.0.0.1", engine.options.port)).map_err(|error| error.to_string())?;
-    let port = listener.local_addr().map_err(|error| error.to_string())?.port();
-    println!("listening on 127.0.0.1:{port}");
-    for stream in listener.incoming().flatten() {
+/// Where clients come in, and one of them that waits for the model.
+pub struct Door {
+    listener: TcpListener,
+    first: Option<TcpStream>,
+}
+
+impl Door {
+    /// Listens.
+    pub fn open(port: u16) -> Result<Self, String> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|error| error.to_string())?;
+        let port = listener.local_addr().map_err(|error| error.to_string())?.port();
+        println!("listening on 127.0.0.1:{port}");
+        Ok(Self { listener, first: None })
+    }
+
+    /// Says that all is well until the first other request comes, without a GPU.
+    pub fn wait_for_request(&mut self) {
+        const HEALTH: &[u8] = b"GET /health";
+        while self.first.is_none() {
+            let Ok((mut stream, _)) = self.listener.accept() else { continue };
+            let mut begin = [0; HEALTH.len()];
+            match stream.peek(&mut begin) {
+                Ok(read) if begin[..read] == *HEALTH => {
+                    // A client that goes away asks again.
+                    let _ = stream.read(&mut [0; 4096]).and_then(|_| respond(&mut stream, 200, &json!({})));
+                }
+                Ok(read) if read > 0 => self.first = Some(stream),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Answers, a thread a connection, for ever.
+pub fn serve(engine: &Arc<Engine>, door: Door) -> Result<(), String> {
+    for stream in door.first.into_iter().chain(door.listener.incoming().flatten()) {
         let engine = Arc::clone(engine);
         std::thread::spawn(move || {
             // A client that goes away ends its own connection and nothing else.

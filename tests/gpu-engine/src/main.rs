@@ -18,6 +18,7 @@
 //! | `--workers-first` | workers hold their memory before this process touches the driver |
 //! | `--import-until FILE` | waits for the file before anything touches the driver, as a long import would |
 //! | `--load-until FILE` | holds its memory and waits for the file before it listens, as a long load would |
+//! | `--lazy` | listens, says that all is well, and touches the driver when the first other request comes |
 //! | `--bus` | serves nothing: prints the speed of pinned copies as JSON and ends |
 //! | `--print-maps` | each process prints its NVIDIA descriptors and mappings when it is ready |
 //!
@@ -57,6 +58,8 @@ fn main() {
 fn run() -> Result<(), String> {
     let options = options::Options::from_arguments(std::env::args().skip(1))?;
     wait_for(options.import_until.as_deref());
+    let mut early = if options.lazy { Some(http::Door::open(options.port)?) } else { None };
+    early.iter_mut().for_each(http::Door::wait_for_request);
     let first = if options.workers_first {
         Some(workers::Workers::start(&options, &shared::Shared::default())?)
     } else {
@@ -85,9 +88,13 @@ fn run() -> Result<(), String> {
         return workers::wait_for_parent(&cuda, &held);
     }
     wait_for(options.load_until.as_deref());
+    let door = match early {
+        Some(door) => door,
+        None => http::Door::open(options.port)?,
+    };
     let script = script::Script::default();
     let engine = http::Engine { options, cuda, held: Mutex::new(held), workers: Mutex::new(workers), script };
-    http::serve(&Arc::new(engine))
+    http::serve(&Arc::new(engine), door)
 }
 
 /// Waits until that file is there.

@@ -41,6 +41,8 @@ pub struct Options {
     pub import_until: Option<PathBuf>,
     /// A file that it waits for before it listens, as a long load would.
     pub load_until: Option<PathBuf>,
+    /// Listens before it touches the driver, which it does when it is asked for something.
+    pub lazy: bool,
     /// In a worker: the descriptor to import.
     pub import_fd: Option<i32>,
     /// In a worker: the legacy IPC handle in hexadecimal.
@@ -79,6 +81,7 @@ impl Options {
                 "--workers-first" => options.workers_first = true,
                 "--import-until" => options.import_until = Some(value()?.into()),
                 "--load-until" => options.load_until = Some(value()?.into()),
+                "--lazy" => options.lazy = true,
                 "--worker" => options.worker = true,
                 "--import-fd" => options.import_fd = Some(number(&value()?)? as i32),
                 "--import-handle" => options.import_handle = Some(value()?),
