@@ -379,6 +379,46 @@ async fn a_process_that_dies_in_mid_checkpoint_loses_its_engine_and_no_other() {
     assert_eq!(other.server.generation(), 1);
 }
 
+/// Somebody kills a worker in mid-move; the second time it may well be the mechanism.
+#[tokio::test]
+async fn a_mechanism_is_crossed_out_when_a_second_process_dies_in_its_moves() {
+    let Some(bench) = Bench::software(1) else { return };
+    let arguments = ["--workers", "1"];
+    let mut case = Case::start(&bench, &arguments, "swap = [\"checkpoint\", \"restart\"]").await;
+    let mut swapper = Swapper::new(&case.engine.plan, &case.deps());
+    for chosen in [MechanismKind::Checkpoint, MechanismKind::Checkpoint, MechanismKind::Restart] {
+        let trial = swapper.trial(&mut case.engine).await.unwrap();
+        assert_eq!(trial.chosen, chosen, "{:?}", swapper.crossed());
+        if chosen == MechanismKind::Restart {
+            break;
+        }
+        assert!(swapper.crossed().is_empty(), "{:?}", swapper.crossed());
+        let worker = *case.pids().last().expect("it runs");
+        bench.set_faults(&format!("cuCheckpointProcessCheckpoint kill-target target={worker}"));
+        let failed = swapper.swap_out(&mut case.engine, 0, None).await.unwrap_err();
+        assert!(failed.lost && !case.engine.is_alive(), "{failed}");
+        bench.set_faults("");
+        case.engine.launch(&|_| {}).await.expect("it starts again");
+    }
+    let [(MechanismKind::Checkpoint, _)] = swapper.crossed() else { panic!("{:?}", swapper.crossed()) };
+}
+
+#[tokio::test]
+async fn a_mechanism_in_whose_trial_a_process_dies_is_tried_once_more() {
+    let Some(bench) = Bench::software(1) else { return };
+    for (times, chosen) in [("times=1", MechanismKind::Checkpoint), ("", MechanismKind::Restart)] {
+        let mut case = Case::start(&bench, &[], "swap = [\"checkpoint\", \"restart\"]").await;
+        let root = case.engine.pid();
+        let mut swapper = Swapper::new(&case.engine.plan, &case.deps());
+        bench.set_faults(&format!("cuCheckpointProcessCheckpoint kill-target {times}"));
+        let trial = swapper.trial(&mut case.engine).await.unwrap();
+        bench.set_faults("");
+        assert_eq!(trial.chosen, chosen, "{:?}", swapper.crossed());
+        assert_ne!(case.engine.pid(), root);
+        case.intact().await;
+    }
+}
+
 #[tokio::test]
 async fn the_trial_says_why_not_and_loses_nobody() {
     let bench = Bench::any();

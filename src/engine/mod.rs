@@ -171,6 +171,12 @@ impl Engine {
         self.members().unwrap_or_default().into_iter().map(|stat| stat.id).collect()
     }
 
+    /// Those of its processes that were alive when somebody last looked, without another look.
+    pub fn last_seen(&self) -> Vec<ProcId> {
+        let Some(running) = self.running() else { return Vec::new() };
+        running.tree.lock().unwrap_or_else(PoisonError::into_inner).last_seen().collect()
+    }
+
     /// Comes back when its root process has exited; at once when it does not run. The future holds no borrow, so it can
     /// be waited for beside everything else.
     pub fn exited(&self) -> impl Future<Output = Option<ExitStatus>> + Send + use<> {

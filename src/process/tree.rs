@@ -77,6 +77,11 @@ impl Tree {
         self.root
     }
 
+    /// Members seen alive at the last look, which may be a while ago.
+    pub fn last_seen(&self) -> impl Iterator<Item = ProcId> {
+        self.known.values().copied()
+    }
+
     /// The process above the tree, if it is one that ends with it: a warden.
     pub(super) fn warden(&self) -> Option<ProcId> {
         (!self.root_is_member && self.root.pid != std::process::id().cast_signed()).then_some(self.root)

@@ -10,12 +10,14 @@
 //! | `swapper` | one engine's ladder in service: the rung in use, strikes, what was crossed out |
 //! | `trial` | which rung really works, found out before anybody depends on it |
 //! | `ladder` | which mechanism is built from what: the one table |
+//! | `deaths` | whether an engine lost a process in a move |
 //! | `memory`, `gpus` | what an engine holds, measured |
 //! | `freeze`, `restart`, `hook`, `sleep`, [`checkpoint`], [`park`] | the mechanisms |
 //!
 //! A stranger uses [`Swapper`]; to add a mechanism: a file here, a kind in [`crate::units`], a line in `ladder`.
 
 pub mod checkpoint;
+mod deaths;
 mod freeze;
 mod gpus;
 mod hook;
@@ -62,7 +64,7 @@ pub trait Mechanism: Send + Sync {
 
     /// A [`SwapError`] of this mechanism.
     fn fault(&self, stage: &'static str, reason: String, unharmed: bool) -> SwapError {
-        SwapError { mechanism: self.kind(), stage, reason, unharmed, short: false }
+        SwapError { mechanism: self.kind(), stage, reason, unharmed, short: false, died: false }
     }
 }
 
@@ -147,6 +149,8 @@ pub struct SwapError {
     pub unharmed: bool,
     /// Whether all that failed is that there was too little memory, of a GPU or of the pool: another time it will do.
     pub short: bool,
+    /// Whether the engine lost a process meanwhile. That may be the mechanism's doing, or somebody else's.
+    pub died: bool,
 }
 
 impl SwapError {

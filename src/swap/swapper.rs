@@ -7,19 +7,24 @@
 //!                            │  ├─ once: resident, a strike │  ├─ once: out, a strike
 //!                            │  └─ again: crossed out,      │  └─ again: crossed out, engine lost
 //!                            │     the next rung swaps out  │
-//!                            └─ harmed: crossed out, lost ──┴─▶ stopped; the next start tries the rungs that are left
+//!                            └─ harmed ─────────────────────┴─▶ stopped; the next start tries the rungs that are left
+//!                               ├─ a process died, the first time with this rung: it is not to blame
+//!                               └─ else: crossed out
 //! ```
 //!
-//! A rung is crossed out for good after [`STRIKES`] refusals in a row, or the first time it loses the engine. For want of
+//! A rung is crossed out for good after [`STRIKES`] refusals in a row, or the first time it loses the engine; where a
+//! process of the engine died in the move, only the second time in the run, in a trial or in service ([`DEATHS`]): the first may
+//! have been somebody else's doing, the kernel's for want of memory or a hand's. For want of
 //! memory none is crossed out on the way in, for that passes; on the way out only after [`SHORTAGES`] in a row, since
 //! somebody waits for the room. One that is out in part and refuses to give more stays so: no other rung can take over. `restart`
 //! is never crossed out: there is nothing below it, and whether an engine that cannot be started is given up is the
 //! scheduler's to say.
 
-use super::{Deps, Mechanism, MemoryProbe, MoveLog, PerGpu, SwapError, Switch, ladder, memory};
+use super::{Deps, Mechanism, MemoryProbe, MoveLog, PerGpu, SwapError, Switch, deaths, ladder, memory};
 use crate::{
     config::ModelPlan,
     engine::Engine,
+    process::ProcId,
     scheduler::SwapMeasure,
     units::{Bytes, Footprint, MechanismKind},
 };
@@ -27,6 +32,9 @@ use std::{sync::Arc, time::Instant};
 
 /// Refusals in a row after which a mechanism is crossed out.
 pub const STRIKES: u32 = 2;
+/// Moves by one mechanism in which a process of the engine died, after which that is crossed out. They need not follow one
+/// another: after each the engine is started again, and a trial goes well.
+pub const DEATHS: u32 = 2;
 /// Swap-outs in a row that found no room for what goes out, after which the next mechanism is used; the scheduler asks
 /// for them at growing intervals, two minutes in all.
 const SHORTAGES: u32 = 5;
@@ -36,6 +44,7 @@ struct Rung {
     mechanism: Arc<dyn Mechanism>,
     strikes: u32,
     shortages: u32,
+    deaths: u32,
     crossed: bool,
 }
 
@@ -47,6 +56,8 @@ pub struct Swapper {
     /// The rung that swapped the engine out, while it is out: only it can bring it back.
     out_by: Option<usize>,
     crossed: Vec<(MechanismKind, String)>,
+    /// The engine's processes before its move, or before the first of those that were refused in a row.
+    before: Vec<ProcId>,
     /// What the next move is to other engines' swaps.
     switch: Switch,
     pub(super) gpus: Arc<dyn MemoryProbe>,
@@ -83,13 +94,19 @@ enum Way {
 impl Swapper {
     /// The plan's ladder; nothing is tried yet.
     pub fn new(plan: &ModelPlan, deps: &Deps) -> Self {
-        let rung =
-            |&kind| Rung { mechanism: ladder::build(kind, deps), strikes: 0, shortages: 0, crossed: false };
+        let rung = |&kind| Rung {
+            mechanism: ladder::build(kind, deps),
+            strikes: 0,
+            shortages: 0,
+            deaths: 0,
+            crossed: false,
+        };
         Swapper {
             rungs: plan.swap.iter().map(rung).collect(),
             current: None,
             out_by: None,
             crossed: Vec::new(),
+            before: Vec::new(),
             switch: Switch::Alone,
             gpus: deps.gpus.clone(),
             resident: Footprint::default(),
@@ -121,6 +138,7 @@ impl Swapper {
     /// The engine was stopped or has died: it is no longer out.
     pub fn forget(&mut self) {
         self.out_by = None;
+        self.before.clear();
     }
 
     /// The next move, and no later one, is part of a switch.
@@ -197,7 +215,7 @@ impl Swapper {
     ) -> Option<MoveFailed> {
         let (detail, short) = (error.to_string(), error.short);
         if !error.unharmed {
-            self.cross_out(at, detail.clone());
+            self.blame(at, error.died, detail.clone());
             return Some(self.lose(engine, detail).await);
         }
         let was_out = self.out_by.is_some();
@@ -221,9 +239,20 @@ impl Swapper {
         None
     }
 
+    /// A rung has lost the engine: it is crossed out, but for the first time that a process of the engine died.
+    pub(super) fn blame(&mut self, at: usize, died: bool, reason: String) {
+        let rung = &mut self.rungs[at];
+        rung.deaths += u32::from(died);
+        if died && rung.deaths < DEATHS {
+            tracing::warn!(mechanism = %rung.mechanism.kind(), %reason, "a process of the engine died in its move; used again");
+        } else {
+            self.cross_out(at, reason);
+        }
+    }
+
     /// Ends what is left of an engine that cannot go on.
     async fn lose(&mut self, engine: &mut Engine, mut detail: String) -> MoveFailed {
-        self.out_by = None;
+        self.forget();
         if let Err(error) = engine.stop().await {
             detail = format!("{detail}; and its processes cannot be ended: {error}");
         }
@@ -244,6 +273,9 @@ impl Swapper {
         // The two mechanisms that end the engine's process on purpose are not watched for its end.
         let watched = !matches!(kind, MechanismKind::Restart | MechanismKind::Hook);
         let exited = engine.exited();
+        if self.before.is_empty() {
+            self.before = engine.last_seen();
+        }
         let partial = log.free.is_some() && kind == MechanismKind::Park;
         // A process that is stopped from outside would keep the driver waiting. Other mechanisms than `freeze` stop the tree only
         // when all else is done, which is too short before the line below to be taken for somebody else's doing.
@@ -265,8 +297,15 @@ impl Swapper {
             Err(error) => way == Way::In && error.unharmed,
         };
         engine.mean_to_run(!(is_out && kind.stops_processes()));
-        let measured = outcome?;
+        let measured = match outcome {
+            Ok(measured) => measured,
+            Err(error) => {
+                let died = watched && !error.unharmed && deaths::one_of(&self.before).await;
+                return Err(SwapError { died, ..error });
+            }
+        };
         let took = begun.elapsed();
+        self.before.clear();
         (self.rungs[at].strikes, self.rungs[at].shortages) = (0, 0);
         let measure = match way {
             Way::Out { .. } => {

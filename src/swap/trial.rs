@@ -2,12 +2,12 @@
 //!
 //! For each rung in order: does it suit → swap out → is the memory free → swap in → is the greedy answer the same. The
 //! first that passes is used; each one before it is crossed out with its reason. A rung that loses the engine costs
-//! another start. `restart` passes unexercised: the start that led here was its trial, and another would only cost time.
+//! another start; one in whose move a process of the engine died is tried a second time (see `swapper`). `restart` passes unexercised: the start that led here was its trial, and another would only cost time.
 //!
 //! Under `auto` a rung that works is crossed out all the same where a start is much quicker ([`Start::is_better_than`]):
 //! a small model on an engine that starts in half a second is not worth a driver's checkpoint of two.
 
-use super::{Swapper, memory};
+use super::{SwapError, Swapper, memory};
 use crate::{
     engine::{Answer, Engine, LaunchError, ProbeError, Running},
     scheduler::SwapMeasure,
@@ -113,7 +113,7 @@ impl Swapper {
                 Err(setback) => setback,
             };
             let mechanism = self.kind_of(at);
-            self.cross_out(at, setback.reason);
+            self.blame(at, setback.died, setback.reason);
             // A rung that was refused has perhaps touched the engine all the same.
             if setback.harmed || reference.check(engine).await.is_err() {
                 engine.stop().await.map_err(|error| lost(mechanism, LaunchError::Leftover(error)))?;
@@ -156,20 +156,20 @@ impl Swapper {
         reference: &Reference,
     ) -> Result<SwapMeasure, Setback> {
         let before = memory::total(&self.resident.gpu);
-        let out = self
-            .attempt_out(at, engine)
-            .await
-            .map_err(|error| Setback { reason: error.to_string(), harmed: !error.unharmed })?;
+        let out = self.attempt_out(at, engine).await.map_err(Setback::of)?;
         let left = memory::total(&out.out.gpu);
         // A hook's work is the user's to judge.
         let freed = left <= memory::most_left(before) || self.kind_of(at) == MechanismKind::Hook;
         // Whatever happens from here on, the engine is out or in doubt.
-        let harmed = |reason| Setback { reason, harmed: true };
-        let measure = self.attempt_in(at, engine).await.map_err(|error| harmed(error.to_string()))?;
+        let measure = self
+            .attempt_in(at, engine)
+            .await
+            .map_err(|error| Setback { harmed: true, ..Setback::of(error) })?;
+        let harmed = |reason| Setback { reason, harmed: true, died: false };
         reference.check(engine).await.map_err(harmed)?;
         if before > Bytes(0) && !freed {
             let reason = format!("it freed too little to be of use: {left} of {before} stayed on the GPUs");
-            return Err(Setback { reason, harmed: false });
+            return Err(Setback { reason, harmed: false, died: false });
         }
         Ok(measure)
     }
@@ -185,6 +185,14 @@ struct Setback {
     reason: String,
     /// The engine cannot go on as it is.
     harmed: bool,
+    /// It lost a process.
+    died: bool,
+}
+
+impl Setback {
+    fn of(error: SwapError) -> Self {
+        Setback { reason: error.to_string(), harmed: !error.unharmed, died: error.died }
+    }
 }
 
 /// What the engine says before it is swapped: twice, because the second request meets filled caches, and may be computed

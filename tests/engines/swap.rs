@@ -193,9 +193,9 @@ async fn an_engine_that_dies_while_it_is_out_is_lost_and_leaves_nothing() {
     let failed = swapper.swap_in(&mut engine).await.expect_err("nobody is there to thaw");
     assert!(failed.lost, "{failed}");
     assert!(tree.iter().all(|&id| ProcFs::default().same(id).is_none_or(|stat| stat.is_dead())));
-    // Killed from outside says nothing about the mechanism, but it was in its hands: the next start uses the next rung.
+    // Killed from outside says nothing about the mechanism.
     engine.launch(&|_| {}).await.expect("it starts again");
-    assert_eq!(swapper.trial(&mut engine).await.expect("restart is left").chosen, MechanismKind::Restart);
+    assert_eq!(swapper.trial(&mut engine).await.expect("freeze passes").chosen, MechanismKind::Freeze);
     engine.stop().await.expect("it can be stopped");
 }
 

@@ -187,6 +187,13 @@ fn everywhere(fault: Option<usize>, workers: bool, mut act: impl FnMut(Scene)) {
     }
 }
 
+/// One kill is not held against the mechanism.
+fn not_crossed_out(service: &Service) {
+    service.answer("victim");
+    let row = service.model("victim");
+    assert_eq!(row["crossed"].as_array().map(Vec::len), Some(0), "{row}\n{}", service.log());
+}
+
 #[test]
 fn the_engine_is_killed() {
     everywhere(None, false, |scene| {
@@ -196,6 +203,7 @@ fn the_engine_is_killed() {
             assert_eq!(stream.error(), "engine_failed");
         }
         another_pid(&case.service, "victim", first);
+        not_crossed_out(&case.service);
         case.recovers("started again");
     });
 }
@@ -229,6 +237,7 @@ fn a_worker_of_the_engine() {
                 // Whatever it was to do next shows that the engine is not whole.
                 case.service.chat("victim", serde_json::json!({ "max_tokens": 4 })).send().unwrap();
                 another_pid(&case.service, "victim", first);
+                not_crossed_out(&case.service);
                 case.recovers("found out; started again");
             } else {
                 case.service.answer("victim");
