@@ -19,9 +19,9 @@ use swapserve::gpu::GpuClient;
 use swapserve::gpu::park::call::ParkedProcess;
 use swapserve::gpu::park::nodes::GpuNodes;
 use swapserve::gpu::park::setup::ParkSetup;
-use swapserve::swap::checkpoint::Checkpoint;
+use swapserve::swap::checkpoint::{Checkpoint, SleepCheckpoint};
 use swapserve::swap::park::{Park, ParkCheckpoint};
-use swapserve::swap::{Deps, Mechanism, MoveLog, SwapError, Swapper};
+use swapserve::swap::{Deps, Mechanism, MoveLog, Sleep, SwapError, Swapper};
 use swapserve::units::{Bytes, Footprint, MechanismKind};
 
 /// An engine under test, its mechanism and its gpu server.
@@ -484,6 +484,28 @@ async fn an_engine_that_sleeps_first_leaves_nothing() {
     let out = swapper.swap_out(&mut case.engine, 0, None).await.unwrap().out;
     assert_eq!(out.gpu.iter().copied().sum::<Bytes>(), Bytes(0));
     swapper.swap_in(&mut case.engine).await.unwrap();
+    case.intact().await;
+}
+
+#[tokio::test]
+async fn what_was_slept_away_too_needs_room_before_the_rest_is_restored() {
+    let bench = Bench::any();
+    let arguments = ["--weights", "64MiB", "--cache", "256MiB", "--enable-sleep-mode"];
+    let config = "env = { VLLM_SERVER_DEV_MODE = \"1\" }";
+    let vllm = |plan: &mut ModelPlan| plan.engine = Preset::Vllm;
+    let mut case = Case::start_on(&bench, bench.server(), &arguments, config, vllm).await;
+    let (sleep, rest) = (Sleep::new(Arc::new(case.server.clone())), Checkpoint::new(case.server.clone()));
+    case.mechanism = Arc::new(SleepCheckpoint::new(sleep, rest));
+    case.mechanism.suits(&case.engine).await.unwrap();
+    case.out().await.unwrap();
+    // Room for the context and the weights, and no more.
+    let free = case.server.memory(0).await.unwrap().free;
+    let context = if gpu_bench::real() { 600 << 20 } else { 16 << 20 };
+    let hog = bench.engine(&["--weights", &format!("{}MiB", (free - 2 * context - (128 << 20)) >> 20)]);
+    let error = case.back_within(Duration::from_millis(500)).await.unwrap_err();
+    assert!(error.unharmed && error.short && error.stage == "confirm", "{error}");
+    drop(hog);
+    case.back().await.unwrap();
     case.intact().await;
 }
 

@@ -1,23 +1,28 @@
 //! `sleep+checkpoint`: the engine frees what it can by itself, fast and without a copy of its cache; the driver takes
-//! the rest, and nothing is left on the GPU.
+//! the rest, and nothing is left on the GPU. It comes back only with room for all of it: restored by the driver, and without
+//! room to wake up, it would be out by neither. Where nobody could measure what it held, the driver's part alone is seen to.
+
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 
 use super::Checkpoint;
 use crate::engine::Engine;
-use crate::swap::{Mechanism, MoveLog, Sleep, SwapError};
+use crate::swap::{Mechanism, MoveLog, PerGpu, Sleep, SwapError};
 use crate::units::{Footprint, MechanismKind};
 
 /// The two mechanisms in a row.
 pub struct SleepCheckpoint {
     sleep: Sleep,
     checkpoint: Checkpoint,
+    /// What the engine was seen to hold on each GPU before it went out; empty where that could not be told.
+    whole: Mutex<PerGpu>,
 }
 
 impl SleepCheckpoint {
     /// Puts the engine to sleep, then checkpoints it.
     pub fn new(sleep: Sleep, checkpoint: Checkpoint) -> Self {
-        Self { sleep, checkpoint }
+        Self { sleep, checkpoint, whole: Mutex::default() }
     }
 }
 
@@ -34,6 +39,7 @@ impl Mechanism for SleepCheckpoint {
 
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         let asleep = self.sleep.swap_out(engine, log).await.map_err(|error| self.relabel(error))?;
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = log.resident.clone().unwrap_or_default();
         match self.checkpoint.swap_out(engine, log).await {
             Ok(out) => {
                 // What the engine itself moved is its own secret.
@@ -51,7 +57,9 @@ impl Mechanism for SleepCheckpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
+        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let restored = self.checkpoint.swap_in_with_room(engine, &whole, log).await;
+        restored.map_err(|error| self.relabel(error))?;
         log.moved = None;
         let resident = self.sleep.swap_in(engine, log).await;
         // Back on the GPU but not awake: out by neither mechanism, so it cannot be tried again.

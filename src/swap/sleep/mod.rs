@@ -102,11 +102,14 @@ impl Mechanism for Sleep {
             }
         };
         match slept.await {
-            Ok(gpu) => Ok(Footprint {
-                gpu: gpu.unwrap_or_default(),
-                host: self.host(engine, pages),
-                ..Footprint::default()
-            }),
+            Ok(gpu) => {
+                log.resident = before;
+                Ok(Footprint {
+                    gpu: gpu.unwrap_or_default(),
+                    host: self.host(engine, pages),
+                    ..Footprint::default()
+                })
+            }
             Err(reason) => {
                 let awake = wake_again(engine, &recipe, log).await;
                 Err(self.fault("sleep", reason, awake))
