@@ -340,8 +340,9 @@ impl Session {
             None => timeout(plan.stop.min(HASTE), &mut stopped).await.is_ok(),
         };
         self.router_ending.send_replace(true);
-        // The router gives its last bytes a second of their own.
-        let _ = timeout(Duration::from_secs(2), &mut self.router).await;
+        // The router gives its last bytes a second of their own, where the site's KillWait leaves so much.
+        let left_for = |most: Duration| most.min(plan.gone.saturating_sub(begun.elapsed()) / 2);
+        let _ = timeout(left_for(Duration::from_secs(2)), &mut self.router).await;
         self.core.close_journal();
         let mut left = Vec::new();
         if let Some(strangers) = self.strangers.take() {
