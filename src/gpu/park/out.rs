@@ -126,7 +126,7 @@ impl MemoryServer {
         course.phase("digest");
         let mut leaving = self.compare(&work, process, &digests);
         if let Some(wanted) = wanted {
-            course.moved.stayed += keep_dearest(&mut leaving, wanted);
+            course.moved.stayed += keep_dearest(&mut leaving, wanted, self.zero);
         }
         self.find_room(gpu, process, &leaving)?;
         course.phase("room");
@@ -240,10 +240,14 @@ impl MemoryServer {
     }
 }
 
-/// Keeps the chunks that cost most to move, as long as the others free enough; bytes kept.
-fn keep_dearest(leaving: &mut Vec<Leaving>, wanted: u64) -> u64 {
-    // Old chunks before young ones where the cost is the same: weights lie before what is made of them.
-    leaving.sort_by_key(|chunk| (chunk.changed.len() * BLOCK * 100 / chunk.bytes as usize, chunk.number));
+/// Keeps the chunks that cost most to move, out and back, as long as the others free enough; bytes kept.
+fn keep_dearest(leaving: &mut Vec<Leaving>, wanted: u64, zero: Digest) -> u64 {
+    // A cache that nobody has used is all zeros and costs nothing; what is unchanged costs its way back. Old chunks before
+    // young ones where the cost is the same: weights lie before what is made of them.
+    leaving.sort_by_key(|chunk| {
+        let back = chunk.digests.iter().filter(|digest| **digest != zero).count();
+        ((chunk.changed.len() + back) * BLOCK * 100 / chunk.bytes as usize, chunk.number)
+    });
     let mut freed = 0;
     let enough = leaving.iter().position(|chunk| {
         let more = freed < wanted;
@@ -280,6 +284,19 @@ mod tests {
 
     fn leaving(number: u64, mib: u64, changed: usize) -> Leaving {
         Leaving { number, bytes: mib << 20, first: 0, changed: (0..changed).collect(), digests: Vec::new() }
+    }
+
+    #[test]
+    fn what_costs_least_to_move_and_bring_back_goes_first() {
+        let zero = [0, 0];
+        let chunk = |number, changed, digest| Leaving {
+            digests: vec![digest; 4],
+            ..leaving(number, (4 * BLOCK as u64) >> 20, changed)
+        };
+        let (weights, cache, unused) = (chunk(1, 0, [1, 1]), chunk(2, 2, [2, 2]), chunk(3, 0, zero));
+        let mut chunks = vec![weights, cache, unused];
+        assert_eq!(keep_dearest(&mut chunks, 5 * BLOCK as u64, zero), 4 * BLOCK as u64);
+        assert_eq!(chunks.iter().map(|chunk| chunk.number).collect::<Vec<_>>(), [3, 1]);
     }
 
     #[test]
