@@ -11,8 +11,9 @@ use super::launch::ServerCommand;
 use super::park::{setup::ParkSetup, unpin};
 use super::protocol::{Answer, Call, Description, GpuMemory, ProcessMemory, ProcessState, Refusal};
 
-/// Calls that only look: more than this and the gpu server is taken for hung.
-const GLANCE: Duration = Duration::from_secs(5);
+/// Calls that only look: more than this and the gpu server is taken for hung. Looking takes a millisecond, but the driver has locks
+/// that all jobs of a node share: giving tens of GiB back was seen to hold one for three seconds.
+const GLANCE: Duration = Duration::from_secs(15);
 /// The first answer of a gpu server: `cuInit` without persistence mode takes seconds on a node of many GPUs.
 const START: Duration = Duration::from_secs(60);
 /// For a gpu server's end, beside its pool's.
