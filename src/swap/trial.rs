@@ -2,7 +2,8 @@
 //!
 //! For each rung in order: does it suit → swap out → is the memory free → swap in → is the greedy answer the same. The
 //! first that passes is used; each one before it is crossed out with its reason. A rung that loses the engine costs
-//! another start; one in whose move a process of the engine died is tried a second time (see `swapper`). `restart` passes unexercised: the start that led here was its trial, and another would only cost time.
+//! another start; one in whose move a process of the engine died is tried a second time (see `swapper`). `restart` passes
+//! unexercised: the start that led here was its trial, and another would only cost time.
 //!
 //! Under `auto` a rung that works is crossed out all the same where a start is much quicker ([`Start::is_better_than`]):
 //! a small model on an engine that starts in half a second is not worth a driver's checkpoint of two.
