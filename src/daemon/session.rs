@@ -341,8 +341,8 @@ impl Session {
         };
         self.router_ending.send_replace(true);
         // The router gives its last bytes a second of their own, where the site's KillWait leaves so much.
-        let left_for = |most: Duration| most.min(plan.gone.saturating_sub(begun.elapsed()) / 2);
-        let _ = timeout(left_for(Duration::from_secs(2)), &mut self.router).await;
+        let time_left = || plan.gone.saturating_sub(begun.elapsed());
+        let _ = timeout(Duration::from_secs(2).min(time_left() / 2), &mut self.router).await;
         self.core.close_journal();
         let mut left = Vec::new();
         if let Some(strangers) = self.strangers.take() {
@@ -356,8 +356,7 @@ impl Session {
         }
         self.run_dir.remove_key();
         if let Some(gpu) = self.gpu.take() {
-            let time = plan.gone.saturating_sub(begun.elapsed());
-            let time = if haste.is_terminated() { time.min(HASTE) } else { time };
+            let time = if haste.is_terminated() { time_left().min(HASTE) } else { time_left() };
             let mut ended = std::pin::pin!(gpu.end(time));
             tokio::select! {
                 () = &mut ended => {}

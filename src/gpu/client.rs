@@ -8,11 +8,10 @@ use crate::process::Spawner;
 
 use super::keeper::{End, Keeper, Submit};
 use super::launch::ServerCommand;
-use super::park::{setup::ParkSetup, unpin};
 use super::protocol::{Answer, Call, Description, GpuMemory, ProcessMemory, ProcessState, Refusal};
 
-/// Calls that only look: more than this and the gpu server is taken for hung. Looking takes a millisecond, but the driver has locks
-/// that all jobs of a node share: giving tens of GiB back was seen to hold one for three seconds.
+/// Calls that only look: more than this and the gpu server is taken for hung. Looking takes a millisecond, but the driver
+/// has locks that all jobs of a node share: giving tens of GiB back was seen to hold one for three seconds.
 const GLANCE: Duration = Duration::from_secs(15);
 /// The first answer of a gpu server: `cuInit` without persistence mode takes seconds on a node of many GPUs.
 const START: Duration = Duration::from_secs(60);
@@ -58,8 +57,6 @@ pub struct GpuClient {
     calls: mpsc::UnboundedSender<Submit>,
     generation: watch::Receiver<u64>,
     end: Arc<End>,
-    /// What the gpu server gives back at its end.
-    park: Option<ParkSetup>,
 }
 
 impl GpuClient {
@@ -67,23 +64,21 @@ impl GpuClient {
     pub fn start(spawner: Spawner, command: ServerCommand) -> Self {
         let (calls, received) = mpsc::unbounded_channel();
         let (announce, generation) = watch::channel(0);
-        let end = Arc::new(End::default());
-        let park = command.park.clone();
+        let end = Arc::new(End::new(command.park.clone()));
         tokio::spawn(Keeper::new(spawner, command, received, announce, end.clone()).run());
-        Self { calls, generation, end, park }
+        Self { calls, generation, end }
     }
 
     /// Ends the gpu server, also if other handles are left: whoever holds one of a hung engine's is not waited for, and calls
-    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two seconds and the `time` that it
-    /// has to give its pool back.
+    /// that are under way or come later fail as [`GpuError::Unavailable`]. Waits until it is gone, at most two
+    /// seconds and the `time` that it has to give its pool back.
     pub async fn end(self, time: Duration) {
-        let Self { calls, mut generation, end, park } = self;
+        let Self { calls, mut generation, end } = self;
         end.tell(time);
         drop(calls);
         let ended = async { while generation.changed().await.is_ok() {} };
         // One that hangs in the kernel ends when it comes out; it cannot be waited for.
-        let pool = unpin::limit(park.as_ref().map_or(0, ParkSetup::bytes));
-        let _ = tokio::time::timeout(LAST + pool.min(time), ended).await;
+        let _ = tokio::time::timeout(LAST + end.limit(), ended).await;
     }
 
     /// How often a gpu server has been started. A change means that calls under way at that time were lost.

@@ -78,14 +78,26 @@ pub(super) struct Keeper {
 }
 
 /// Told once, when the run ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct End {
     told: Notify,
-    /// What the pool may take.
+    /// What the run has left for it.
     time: OnceLock<Duration>,
+    /// What is to be given back.
+    park: Option<ParkSetup>,
 }
 
 impl End {
+    pub(super) fn new(park: Option<ParkSetup>) -> Self {
+        Self { told: Notify::new(), time: OnceLock::new(), park }
+    }
+
+    /// How long giving the pool back may take.
+    pub(super) fn limit(&self) -> Duration {
+        let pool = unpin::limit(self.park.as_ref().map_or(0, ParkSetup::bytes));
+        self.time.get().map_or(pool, |time| pool.min(*time))
+    }
+
     /// Tells it.
     pub(super) fn tell(&self, time: Duration) {
         // The first word counts.
@@ -124,8 +136,7 @@ impl Keeper {
                     if why.is_none() {
                         // Whoever waits for an answer is told that there will be none.
                         self.pending.clear();
-                        let limit = unpin::limit(self.command.park.as_ref().map_or(0, ParkSetup::bytes));
-                        close(&mut server, limit.min(*self.end.time.get().unwrap_or(&limit))).await;
+                        close(&mut server, self.end.limit()).await;
                     }
                     end(server).await;
                     match why {

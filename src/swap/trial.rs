@@ -27,7 +27,8 @@ const WORTH: u32 = 2;
 /// A difference that nobody notices.
 const UNNOTICED: Duration = Duration::from_millis(250);
 
-/// How long the engine's own start took, from launch to first answer without its wait for its turn; nothing if `restart` may not be chosen for it.
+/// How long the engine's own start took, from launch to first answer without its wait for its turn; nothing if `restart` may not
+/// be chosen for it.
 #[derive(Clone, Copy)]
 struct Start(Option<Duration>);
 

@@ -26,7 +26,13 @@ pub(super) const SEGMENT: u64 = 256 << 20;
 /// Slots of a segment.
 pub(super) const SEGMENT_SLOTS: u32 = (SEGMENT / BLOCK as u64) as u32;
 /// Threads that pin at most: beyond, the kernel's own locks decide.
-pub(super) const MOST_THREADS: usize = 8;
+const MOST_THREADS: usize = 8;
+
+/// Threads that pin so many segments, or give them back.
+pub(super) fn threads(segments: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.min(MOST_THREADS).min(segments as usize)
+}
 
 /// The pool.
 #[derive(Debug)]
@@ -108,10 +114,9 @@ impl Pool {
             book,
         });
         let (order, next) = (Arc::new(order), Arc::new(AtomicUsize::new(0)));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let nobody = || io::Error::other("no thread to pin it");
         let mut pinning = if segments == 0 { Ok(()) } else { Err(nobody()) };
-        for _ in 0..cores.min(MOST_THREADS).min(segments as usize) {
+        for _ in 0..threads(segments) {
             let (pool, device) = (Arc::clone(&pool), Arc::clone(device));
             let (order, next) = (Arc::clone(&order), Arc::clone(&next));
             let pin = move || pool.pin_all(&order, &next, &device);
@@ -223,11 +228,11 @@ impl Pool {
         (self.base + (segment * SEGMENT) as usize) as *mut c_void
     }
 
-    /// Begins the end: nothing more is pinned from now on. The segments that are.
-    pub(super) fn begin_end(&self) -> Vec<u64> {
+    /// A segment that is pinned, to be given back: each once. Nothing more is pinned from the first call on.
+    pub(super) fn next_pinned(&self) -> Option<u64> {
         let mut state = self.lock();
         state.ending = true;
-        std::mem::take(&mut state.registered)
+        state.registered.pop()
     }
 
     /// Where a slot lies.

@@ -3,13 +3,12 @@
 //! What is left to the kernel's own clean-up of a process is given back page by page by one thread: tens of GiB take it
 //! more than ten seconds, in which the process is dead and cannot be waited for in a job's last seconds.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::cuda::cuMemHostUnregister;
 use super::device::Device;
-use super::pool::{MOST_THREADS, Pool, SEGMENT};
+use super::pool::{Pool, SEGMENT, threads};
 
 /// What giving back anything may take.
 const LEAST: Duration = Duration::from_millis(500);
@@ -26,28 +25,23 @@ impl Pool {
     /// left to the kernel, and so is the rest when the time is over: a driver that hangs must not keep the process.
     pub(super) fn give_back(self: &Arc<Self>, device: &Arc<Device>) {
         let deadline = Instant::now() + limit(self.bytes());
-        let segments = Arc::new(self.begin_end());
-        let next = Arc::new(AtomicUsize::new(0));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (tell, told) = mpsc::channel();
-        for _ in 0..cores.min(MOST_THREADS).min(segments.len()) {
+        let (tell, told) = mpsc::channel::<()>();
+        for _ in 0..threads(self.bytes() / SEGMENT) {
             let (pool, device, tell) = (Arc::clone(self), Arc::clone(device), tell.clone());
-            let (segments, next) = (Arc::clone(&segments), Arc::clone(&next));
             let unpin = move || {
                 if device.enter().is_ok() {
-                    while let Some(&segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some(segment) = pool.next_pinned() {
                         pool.unpin(segment);
                     }
                 }
-                // Whoever waited may have given up.
-                let _ = tell.send(());
+                drop(tell);
             };
             // Without a thread the kernel does it.
             let _ = std::thread::Builder::new().name("unpin".to_owned()).spawn(unpin);
         }
         drop(tell);
-        // Until every thread has told, or the time is over.
-        while told.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+        // Nobody says anything: until every thread is done, or the time is over.
+        let _ = told.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     fn unpin(&self, segment: u64) {

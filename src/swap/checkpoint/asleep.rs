@@ -2,27 +2,23 @@
 //! the rest, and nothing is left on the GPU. It comes back only with room for all of it: restored by the driver, and without
 //! room to wake up, it would be out by neither. Where nobody could measure what it held, the driver's part alone is seen to.
 
-use std::sync::{Mutex, PoisonError};
-
 use async_trait::async_trait;
 
 use super::Checkpoint;
 use crate::engine::Engine;
-use crate::swap::{Mechanism, MoveLog, PerGpu, Sleep, SwapError};
+use crate::swap::{Mechanism, MoveLog, Sleep, SwapError};
 use crate::units::{Footprint, MechanismKind};
 
 /// The two mechanisms in a row.
 pub struct SleepCheckpoint {
     sleep: Sleep,
     checkpoint: Checkpoint,
-    /// What the engine was seen to hold on each GPU before it went out; empty where that could not be told.
-    whole: Mutex<PerGpu>,
 }
 
 impl SleepCheckpoint {
     /// Puts the engine to sleep, then checkpoints it.
     pub fn new(sleep: Sleep, checkpoint: Checkpoint) -> Self {
-        Self { sleep, checkpoint, whole: Mutex::default() }
+        Self { sleep, checkpoint }
     }
 }
 
@@ -39,8 +35,8 @@ impl Mechanism for SleepCheckpoint {
 
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
         let asleep = self.sleep.swap_out(engine, log).await.map_err(|error| self.relabel(error))?;
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = log.resident.clone().unwrap_or_default();
-        match self.checkpoint.swap_out(engine, log).await {
+        let whole = log.resident.clone().unwrap_or_default();
+        match self.checkpoint.swap_rest_out(engine, whole, log).await {
             Ok(out) => {
                 // What the engine itself moved is its own secret.
                 log.moved = None;
@@ -57,9 +53,7 @@ impl Mechanism for SleepCheckpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let restored = self.checkpoint.swap_in_with_room(engine, &whole, log).await;
-        restored.map_err(|error| self.relabel(error))?;
+        self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
         log.moved = None;
         let resident = self.sleep.swap_in(engine, log).await;
         // Back on the GPU but not awake: out by neither mechanism, so it cannot be tried again.

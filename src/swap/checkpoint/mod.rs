@@ -21,7 +21,7 @@ pub mod inspect;
 
 pub use asleep::SleepCheckpoint;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -52,16 +52,14 @@ pub struct Checkpoint {
     gpu: GpuClient,
     /// What the last swap-out took from each GPU, and a swap-in needs.
     taken: Mutex<PerGpu>,
+    /// What the engine held on each GPU in all, where that is more: it takes the rest by itself once it is restored.
+    whole: Mutex<PerGpu>,
 }
 
 impl Checkpoint {
     /// Checkpoints through this gpu server.
     pub fn new(gpu: GpuClient) -> Self {
-        Self { gpu, taken: Mutex::default() }
-    }
-
-    fn taken(&self) -> PerGpu {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Self { gpu, taken: Mutex::default(), whole: Mutex::default() }
     }
 
     /// What each of these processes holds, or nothing if NVML cannot be asked: it is then not counted, and the driver's
@@ -127,7 +125,7 @@ impl Checkpoint {
             .map_err(|setback| ("lock", setback))?;
         let limit = log.left();
         log.phase("checkpoint", group.checkpoint(limit)).await.map_err(|setback| ("checkpoint", setback))?;
-        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = held.clone();
+        lock(&self.taken).clone_from(&held);
         let limit = RELEASE_LIMIT.min(log.left());
         let left = log.phase("release", self.gpu.wait_released(group.pids().to_vec(), limit)).await;
         log.phase("freeze", async { signal(&members, Signal::STOP) }).await;
@@ -138,7 +136,6 @@ impl Checkpoint {
 
     /// Brings back what there is room for.
     async fn back(&self, engine: &Engine, log: &mut MoveLog) -> Result<Footprint, (&'static str, Setback)> {
-        let need = self.taken();
         let lost = |reason: String| Setback { reason, unharmed: false };
         let thawed = log.phase("thaw", async {
             let members = members(engine)?;
@@ -151,7 +148,7 @@ impl Checkpoint {
         let limit = log.left();
         log.phase("restore", group.restore(limit)).await.map_err(|setback| ("restore", setback))?;
         log.phase("unlock", group.unlock()).await.map_err(|setback| ("unlock", setback))?;
-        log.moved = Some(need.iter().copied().sum());
+        log.moved = Some(lock(&self.taken).iter().copied().sum());
         Ok(Footprint { gpu: self.held(group.pids()).await, ..Footprint::default() })
     }
 }
@@ -178,27 +175,14 @@ impl Mechanism for Checkpoint {
     }
 
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        self.out(engine, log)
-            .await
-            .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))
+        self.swap_rest_out(engine, PerGpu::new(), log).await
     }
 
+    /// In, once each GPU has what was taken free, and all that the engine takes by itself after that.
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        self.swap_in_with_room(engine, &PerGpu::new(), log).await
-    }
-}
-
-impl Checkpoint {
-    /// In, once each GPU has what was taken free, and all of `whole`: what the engine takes by itself after that.
-    pub(super) async fn swap_in_with_room(
-        &self,
-        engine: &mut Engine,
-        whole: &PerGpu,
-        log: &mut MoveLog,
-    ) -> Result<Footprint, SwapError> {
-        let mut need = self.taken();
+        let (mut need, whole) = (lock(&self.taken).clone(), lock(&self.whole).clone());
         need.resize(need.len().max(whole.len()), Bytes(0));
-        need.iter_mut().zip(whole).for_each(|(need, whole)| *need = (*need).max(*whole));
+        need.iter_mut().zip(whole).for_each(|(need, whole)| *need = (*need).max(whole));
         let limit = CONFIRM_LIMIT.min(log.left());
         let confirmed = log.phase("confirm", self.confirm_free(&need, limit)).await;
         if let Err((reason, short)) = confirmed {
@@ -210,6 +194,25 @@ impl Checkpoint {
             .await
             .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))
     }
+}
+
+impl Checkpoint {
+    /// Out, of an engine that held `whole` on each GPU and has given up a part of it already.
+    pub(super) async fn swap_rest_out(
+        &self,
+        engine: &mut Engine,
+        whole: PerGpu,
+        log: &mut MoveLog,
+    ) -> Result<Footprint, SwapError> {
+        *lock(&self.whole) = whole;
+        self.out(engine, log)
+            .await
+            .map_err(|(stage, setback)| self.fault(stage, setback.reason, setback.unharmed))
+    }
+}
+
+fn lock(bytes: &Mutex<PerGpu>) -> MutexGuard<'_, PerGpu> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The processes of the engine's tree, found anew.

@@ -5,23 +5,20 @@
 use super::Park;
 use crate::engine::Engine;
 use crate::swap::checkpoint::Checkpoint;
-use crate::swap::{Mechanism, MoveLog, PerGpu, SwapError, Switch};
+use crate::swap::{Mechanism, MoveLog, SwapError, Switch};
 use crate::units::{Footprint, MechanismKind};
 use async_trait::async_trait;
-use std::sync::{Mutex, PoisonError};
 
 /// The two mechanisms in a row.
 pub struct ParkCheckpoint {
     park: Park,
     checkpoint: Checkpoint,
-    /// What the engine held on each GPU before it went out.
-    whole: Mutex<PerGpu>,
 }
 
 impl ParkCheckpoint {
     /// Parks the engine, then checkpoints it.
     pub fn new(park: Park, checkpoint: Checkpoint) -> Self {
-        ParkCheckpoint { park, checkpoint, whole: Mutex::default() }
+        ParkCheckpoint { park, checkpoint }
     }
 
     fn relabel(&self, error: SwapError) -> SwapError {
@@ -47,9 +44,8 @@ impl Mechanism for ParkCheckpoint {
         log.switch = Switch::Alone;
         let parked = self.park.take_out(engine, log).await.map_err(|error| self.relabel(error))?;
         let (moved, resident) = (log.moved, log.resident.take());
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) =
-            resident.clone().unwrap_or_else(|| log.known.clone());
-        match self.checkpoint.swap_out(engine, log).await {
+        let whole = resident.clone().unwrap_or_else(|| log.known.clone());
+        match self.checkpoint.swap_rest_out(engine, whole, log).await {
             Ok(rest) => {
                 (log.moved, log.resident) = (moved.zip(log.moved).map(|(a, b)| a + b), resident);
                 Ok(Footprint { pool: parked.pool, ..rest })
@@ -64,9 +60,7 @@ impl Mechanism for ParkCheckpoint {
     }
 
     async fn swap_in(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
-        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let restored = self.checkpoint.swap_in_with_room(engine, &whole, log).await;
-        restored.map_err(|error| self.relabel(error))?;
+        self.checkpoint.swap_in(engine, log).await.map_err(|error| self.relabel(error))?;
         let rest = log.moved;
         // Restored and without its memory: out by neither mechanism, so it cannot be tried again.
         self.park.bring_in(log).await.map_err(|error| self.fault("unpark", error.reason, false))?;
