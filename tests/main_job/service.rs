@@ -149,8 +149,9 @@ impl Service {
     /// What the model says to one chat request.
     pub fn answer(&self, model: &str) -> String {
         let answer = self.chat(model, json!({ "max_tokens": 8 })).send().unwrap();
-        assert_eq!(answer.status(), 200, "{model}\n{}", self.log());
-        let value: Value = answer.json().unwrap();
+        let (status, text) = (answer.status(), answer.text().unwrap());
+        assert_eq!(status, 200, "{model}: {text}\n{}", self.log());
+        let value: Value = serde_json::from_str(&text).unwrap();
         value["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
     }
 
