@@ -91,6 +91,18 @@ pub fn judge(seen: &[Seen]) -> Option<String> {
     Some(nothing_parkable(&known))
 }
 
+/// Whether one of these processes has the preload library and the driver, and the memory server does not know it: its first
+/// connection may be on its way, which a busy machine delays.
+pub fn may_still_connect(pids: &[i32], pool: &PoolState) -> bool {
+    let known =
+        |pid: i32| pool.processes.iter().any(|it| it.pid == pid) || pool.other_versions.contains(&pid);
+    let loaded = |pid: i32| {
+        let program = Program::of(pid);
+        program.preloaded && program.driver
+    };
+    pids.iter().any(|&pid| !known(pid) && loaded(pid))
+}
+
 /// Refuses processes that are known to have opened memory of others: after a checkpoint the driver cannot restore them
 /// (seen with driver 580), and they are lost. Of processes without the preload library nothing is known.
 ///

@@ -20,7 +20,7 @@ pub use rest::ParkCheckpoint;
 use super::{Mechanism, MemoryProbe, MoveLog, PerGpu, SwapError, Switch, memory};
 use crate::engine::Engine;
 use crate::gpu::park::call::{Beside, Moved};
-use crate::gpu::park::why::why_not;
+use crate::gpu::park::why::{may_still_connect, why_not};
 use crate::gpu::{GpuClient, GpuError};
 use crate::process::{ProcFs, ProcId};
 use crate::units::{Bytes, Footprint, MechanismKind};
@@ -35,6 +35,8 @@ const REST_LIMIT: Duration = Duration::from_secs(10);
 const FREE_LIMIT: Duration = Duration::from_secs(5);
 /// How long NVML may lag behind what was given up.
 const LAG_LIMIT: Duration = Duration::from_secs(2);
+/// How long a process that has answered may take to be known to the memory server: its library connects beside it.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// Before processes that have lost their memory server are asked for again; they look for the next one five times a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long they may take to find it.
@@ -196,9 +198,17 @@ impl Mechanism for Park {
         if engine.plan.gpus == 0 {
             return Err("a CPU engine has no GPU memory to park".to_owned());
         }
-        let pool = self.gpu.parking().await.map_err(|error| error.to_string())?;
-        let held = self.gpu.process_memory().await.map_err(|error| error.to_string())?;
-        why_not(&pids(&engine.tree()), &pool, &held).map_or(Ok(()), Err)
+        let deadline = Instant::now() + CONNECT_LIMIT;
+        loop {
+            let pool = self.gpu.parking().await.map_err(|error| error.to_string())?;
+            let held = self.gpu.process_memory().await.map_err(|error| error.to_string())?;
+            let pids = pids(&engine.tree());
+            let Some(why) = why_not(&pids, &pool, &held) else { return Ok(()) };
+            if Instant::now() >= deadline || !may_still_connect(&pids, &pool) {
+                return Err(why);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn swap_out(&self, engine: &mut Engine, log: &mut MoveLog) -> Result<Footprint, SwapError> {
